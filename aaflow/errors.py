@@ -1,0 +1,86 @@
+"""Every error aaflow raises on purpose.
+
+All of them derive from :class:`AaflowError`; the command line prints their text and nothing else, so a text says what
+happened, where (operator, stage, rank, file, record) and what a person can do about it.
+"""
+
+from __future__ import annotations
+
+
+class AaflowError(Exception):
+    """Base of every error that aaflow raises on purpose."""
+
+
+class InputError(AaflowError):
+    """An input can't be used as it was given: a missing path, an unknown format, two roots that name one document."""
+
+
+class WorkflowError(AaflowError):
+    """A workflow can't be compiled; the text names the operator."""
+
+
+class PlacementError(AaflowError):
+    """A plan does not fit the site; the text says what is missing."""
+
+
+class SiteError(AaflowError):
+    """A site file is unknown, unreadable or wrong; the text names the file and the key."""
+
+
+class PilotError(AaflowError):
+    """A pilot or its engine can't be used as asked, or the engine was lost while a run depended on it."""
+
+
+class DependencyError(AaflowError):
+    """An optional package that this needs can't be imported; the text says which extra installs it."""
+
+
+class RunError(AaflowError):
+    """A run ended before its work was done; the index stays at its last generation."""
+
+
+class StageError(RunError):
+    """A task group failed.
+
+    Attributes:
+        stage: name of the stage.
+        rank: the rank that failed first, or None when the group was ended from outside.
+        log: path of the log to read.
+    """
+
+    def __init__(self, message: str, *, stage: str, rank: int | None = None, log: str | None = None) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.rank = rank
+        self.log = log
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _stage_error, (str(self), self.stage, self.rank, self.log)
+
+
+def _stage_error(message: str, stage: str, rank: int | None, log: str | None) -> StageError:
+    return StageError(message, stage=stage, rank=rank, log=log)
+
+
+class VectorIndexError(AaflowError):
+    """Base of the errors of an index folder; the text names the folder."""
+
+
+class IndexMissing(VectorIndexError):
+    """There is no index at this path."""
+
+
+class IndexCorrupt(VectorIndexError):
+    """A file of the index is missing, damaged or not what the manifest says."""
+
+
+class IndexLocked(VectorIndexError):
+    """Another writer holds the index; the text says who."""
+
+
+class StaleEpoch(VectorIndexError):
+    """A writer whose epoch is older than the index's tried to write."""
+
+
+class EmbedderMismatch(VectorIndexError):
+    """The index was built with another embedder or dimension; the text says both."""
