@@ -1,0 +1,72 @@
+"""Site: what a machine has and how jobs start there (frozen dataclasses; TOML is validated in sitefile.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AcceleratorKind:
+    """The accelerators of one node.
+
+    Attributes:
+        kind: ``cuda``, ``rocm`` or ``level-zero``.
+        ids: device ids of a node.
+        variable: environment variable that makes a device visible.
+    """
+
+    kind: str
+    ids: tuple[str, ...]
+    variable: str
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node of a site: all nodes of a site are alike.
+
+    Attributes:
+        cores: ids of the cores that ranks may use, in order.
+        memory: bytes of main memory that ranks may use.
+        accelerators: what every node has, or None.
+    """
+
+    cores: tuple[int, ...]
+    memory: int
+    accelerators: AcceleratorKind | None
+
+
+@dataclass(frozen=True)
+class Site:
+    """A machine, as its site file describes it.
+
+    Attributes:
+        name: the name of the site file.
+        description: one line.
+        nodes: number of nodes of one job.
+        node: what each node has.
+        oversubscribe: whether ranks may share cores (then they pin modulo the allowed cores).
+        scheduler: ``local``, ``slurm`` or ``pbs``.
+        launcher: ``mpiexec`` (MPICH's Hydra), ``openmpi``, ``srun`` or ``pals``.
+        launcher_options: further words for the launcher's command line.
+        communicator: ``mpi``, ``serial`` or ``cylon``.
+        pilot: name of the pilot used when none is asked for.
+        provider: options of the scheduler: account, queue, qos, constraint, walltime, worker_init, scheduler_options.
+        run_folder: parent of the run folders; ``~`` and environment variables are already expanded.
+        interface: network interface that channels between nodes bind to; ``lo`` on one machine.
+    """
+
+    name: str
+    description: str
+    nodes: int
+    node: Node
+    oversubscribe: bool
+    scheduler: str
+    launcher: str
+    launcher_options: tuple[str, ...]
+    communicator: str
+    pilot: str
+    provider: Mapping[str, Any] = field(default_factory=dict)
+    run_folder: str = "~/.aaflow/runs"
+    interface: str = "lo"

@@ -1,0 +1,37 @@
+"""Slots: where one rank runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Accelerators:
+    """Accelerators that one rank sees.
+
+    Attributes:
+        kind: ``cuda``, ``rocm`` or ``level-zero``.
+        ids: device ids as the visibility variable wants them.
+        variable: environment variable that makes them visible, e.g. ``CUDA_VISIBLE_DEVICES``.
+    """
+
+    kind: str
+    ids: tuple[str, ...]
+    variable: str
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The fixed place of one rank.
+
+    Attributes:
+        node: node index, from 0.
+        cores: core ids that the rank pins itself to; never empty.
+        accelerators: what it sees, or None.
+        memory: bytes of main memory that the rank may count on.
+    """
+
+    node: int
+    cores: tuple[int, ...]
+    accelerators: Accelerators | None
+    memory: int
