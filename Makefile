@@ -1,0 +1,89 @@
+# make run, make test, make lint, make bench: each first sets up .venv when it is missing or out of date.
+# Another interpreter: make PYTHON=python3.12 …   An MPI of your own: make EXTRAS=models,bench,test,lint …
+
+PYTHON ?= python3
+EXTRAS ?= mpich,models,bench,test,lint
+comma := ,
+VENV := $(CURDIR)/.venv
+STAMP := $(VENV)/.aaflow-$(subst $(comma),-,$(EXTRAS))
+RUN_FOLDER ?= demo
+
+# Launchers and ranks find the same interpreter and mpiexec, whatever environment the caller has active.
+export PATH := $(VENV)/bin:$(PATH)
+export VIRTUAL_ENV := $(VENV)
+unexport PYTHONHOME PYTHONPATH
+
+.DEFAULT_GOAL := help
+.PHONY: help run test coverage lint format bench setup constraints clean
+
+help:
+	@echo "make run          index the documentation of Python's standard library and ask it questions"
+	@echo "make test         run all tests"
+	@echo "make coverage     run all tests and report what they cover"
+	@echo "make lint         check style, types and the direction of imports"
+	@echo "make format       put the sources into the style that lint checks"
+	@echo "make bench        run the benchmarks"
+	@echo "make setup        only set up .venv"
+	@echo "make constraints  pin the newest versions of all dependencies"
+	@echo "make clean        remove .venv and everything that the other targets made"
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "aaflow needs Python 3.10 or newer as $(PYTHON); name one with: make PYTHON=python3.12"; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' || \
+		{ echo "$(PYTHON) can't make virtual environments; on Debian or Ubuntu: apt install python3-venv"; exit 1; } >&2
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing aaflow[$(EXTRAS)] into .venv (some minutes the first time)"
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+		--constraint constraints.txt --editable '.[$(EXTRAS)]'
+	@rm -f $(VENV)/.aaflow-*
+	@touch $@
+
+run: $(STAMP)
+	@python apps/stdlib_docs.py $(RUN_FOLDER)
+
+# Tests that need the machine for themselves run first, alone.
+PYTEST := python -m pytest -q --disable-warnings
+NONE_OK := || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
+
+test: $(STAMP)
+	@$(PYTEST) -m serial $(NONE_OK)
+	@$(PYTEST) -n 2 -m 'not serial'
+
+coverage: $(STAMP)
+	@rm -f .coverage .coverage.*
+	@$(PYTEST) -m serial --cov --cov-report= --cov-fail-under=0 $(NONE_OK)
+	@$(PYTEST) -n 2 -m 'not serial' --cov --cov-append --cov-report=term
+
+lint: $(STAMP)
+	ruff check .
+	ruff format --check .
+	mypy
+	PYTHONPATH=pilots lint-imports --no-logo
+
+format: $(STAMP)
+	ruff check --fix .
+	ruff format .
+
+bench: $(STAMP)
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; python $$program; done
+
+# The universal resolution holds for Python 3.10 to 3.13. torch is pinned by hand: its newest release is not always the
+# one that sites have. What its CUDA build needs follows torch's own pins.
+constraints:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))'
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@test -x $(VENV)/bin/uv || $(VENV)/bin/python -m pip install --quiet uv
+	echo 'torch==2.13.0' | uv pip compile --quiet --universal --python-version 3.10 --all-extras --upgrade --no-annotate \
+		--custom-compile-command 'make constraints' --constraints - pyproject.toml \
+		| grep -vE '^(nvidia|cuda|triton)-?' > constraints.new
+	@grep -q '^torch==2.13.0' constraints.new
+	@! grep -nE '://|^-|^/|@ ' constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info htmlcov .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache \
+		.hypothesis .import_linter_cache $(RUN_FOLDER)
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
