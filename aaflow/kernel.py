@@ -1,0 +1,101 @@
+"""What compiled kernels need of Arrow: the decorator, and flat views on the buffers of an array.
+
+A kernel is a numba function without the GIL, compiled once per machine and kept on disk by numba. It sees an Arrow
+column as numpy arrays that share the column's memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def kernel(function: F) -> F:
+    """Compile ``function`` for numpy arguments: no GIL, no bounds checks, cached on disk."""
+    compiled: F = numba.njit(nogil=True, cache=True, boundscheck=False)(function)
+    return compiled
+
+
+class Bytes(NamedTuple):
+    """A column of byte strings: row i is ``data[offsets[i]:offsets[i + 1]]`` unless ``valid[i]`` is 0.
+
+    Attributes:
+        data: uint8, shared with the column.
+        offsets: int64 [rows + 1].
+        valid: uint8 [rows].
+    """
+
+    data: npt.NDArray[np.uint8]
+    offsets: npt.NDArray[np.int64]
+    valid: npt.NDArray[np.uint8]
+
+
+def view(column: pa.Array) -> Bytes:
+    """The bytes of each row of ``column``: UTF-8, binary or the little-endian values of a fixed-width type.
+
+    Raises:
+        TypeError: the type has no flat form (lists of varying size, structs, lists that hold nulls, …).
+    """
+    kind = column.type
+    if pa.types.is_string(kind) or pa.types.is_binary(kind):
+        return Bytes(_data(column, 2), _offsets(column, np.int32), validity(column))
+    if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
+        return Bytes(_data(column, 2), _offsets(column, np.int64), validity(column))
+    if pa.types.is_boolean(kind):
+        return view(column.cast(pa.uint8()))
+    width = width_of(kind)
+    if pa.types.is_fixed_size_list(kind):
+        if column.values.slice(column.offset * kind.list_size, len(column) * kind.list_size).null_count:
+            raise TypeError(f"{kind}: values of a list may not be null")
+        data, first = _data(column.values, 1), column.values.offset * (width // kind.list_size if width else 0)
+        first += column.offset * width
+    else:
+        data, first = _data(column, 1), column.offset * width
+    offsets = np.arange(len(column) + 1, dtype=np.int64) * width + first
+    return Bytes(data, offsets, validity(column))
+
+
+def width_of(kind: pa.DataType) -> int:
+    """Bytes of one value of a fixed-width type; a list of fixed size counts all its values.
+
+    Raises:
+        TypeError: the type has no fixed width in whole bytes.
+    """
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size) * width_of(kind.value_type)
+    if pa.types.is_fixed_size_binary(kind):
+        return int(kind.byte_width)
+    if pa.types.is_primitive(kind) or pa.types.is_decimal(kind):
+        bits = int(kind.bit_width)
+        if bits % 8 == 0:
+            return bits // 8
+    raise TypeError(f"a column of type {kind} has no flat bytes; use strings, numbers, dates or fixed-size lists of them")
+
+
+def validity(column: pa.Array) -> npt.NDArray[np.uint8]:
+    """1 where a row is not null, as uint8 [rows]."""
+    if column.null_count == 0:
+        return np.ones(len(column), dtype=np.uint8)
+    valid: npt.NDArray[np.uint8] = pc.is_valid(column).cast(pa.uint8()).to_numpy()
+    return valid
+
+
+def _data(column: pa.Array, index: int) -> npt.NDArray[np.uint8]:
+    buffers = column.buffers()
+    buffer = buffers[index] if index < len(buffers) else None
+    return np.empty(0, dtype=np.uint8) if buffer is None else np.frombuffer(buffer, dtype=np.uint8)
+
+
+def _offsets(column: pa.Array, width: type[np.signedinteger[Any]]) -> npt.NDArray[np.int64]:
+    buffer = column.buffers()[1]
+    if len(column) == 0 or buffer is None:
+        return np.zeros(len(column) + 1, dtype=np.int64)
+    return np.frombuffer(buffer, dtype=width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
