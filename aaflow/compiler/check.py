@@ -1,0 +1,98 @@
+"""What must hold before a workflow is compiled; every error names the operator."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+
+import pyarrow as pa
+
+from aaflow.errors import WorkflowError
+from aaflow.operators.operator import Operator
+
+
+def check_workflow(operators: Mapping[str, Operator]) -> list[Operator]:
+    """Check a workflow; give its operators in the order of their edges.
+
+    Raises:
+        WorkflowError: no operator, a missing input, a cycle, schemas that do not meet, a function no rank can import.
+    """
+    if not operators:
+        raise WorkflowError("the workflow has no operator: start with load() or queries()")
+    for operator in operators.values():
+        check_function(operator)
+        _check_input(operator, operators)
+    return _in_order(operators)
+
+
+def check_function(operator: Operator) -> None:
+    """An operator's function must be something that a rank on another node can import by its path.
+
+    Raises:
+        WorkflowError: it is a lambda, a closure, of ``__main__``, or can't be imported.
+    """
+    module, _, name = operator.function.partition(":")
+    if not module or not name:
+        raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} is no import path like 'module:function'")
+    if "<lambda>" in name or "<locals>" in name:
+        kind = "a lambda" if "<lambda>" in name else "a closure"
+        raise WorkflowError(
+            f"operator {operator.name!r}: {kind} can't be imported by a rank; define a function at the top of a module"
+        )
+    if module == "__main__":
+        raise WorkflowError(
+            f"operator {operator.name!r}: {name!r} is defined in the program itself (__main__), which ranks don't import; "
+            "move it into a module of its own"
+        )
+    try:
+        found = inspect.getattr_static(importlib.import_module(module), name.split(".")[0])
+        for part in name.split(".")[1:]:
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} can't be imported: {error}") from error
+    if not callable(found):
+        raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} is not callable")
+
+
+def _check_input(operator: Operator, operators: Mapping[str, Operator]) -> None:
+    if operator.upstream is None:
+        if operator.input is not None:
+            raise WorkflowError(f"operator {operator.name!r} has no input: name the operator whose rows it reads")
+        return
+    if operator.upstream not in operators:
+        raise WorkflowError(f"operator {operator.name!r} reads from {operator.upstream!r}, which is not in the workflow")
+    given, wanted = operators[operator.upstream].output, operator.input
+    if given is None:
+        raise WorkflowError(f"operator {operator.name!r} reads from {operator.upstream!r}, which gives no rows")
+    if wanted is None:
+        raise WorkflowError(f"operator {operator.name!r} takes no rows, but reads from {operator.upstream!r}")
+    problem = schema_difference(given, wanted)
+    if problem:
+        raise WorkflowError(f"operator {operator.name!r} can't read the rows of {operator.upstream!r}: {problem}")
+
+
+def schema_difference(given: pa.Schema, wanted: pa.Schema) -> str | None:
+    """Why rows of the schema ``given`` are not what ``wanted`` asks for; None where they are."""
+    for field in wanted:
+        index = given.get_field_index(field.name)
+        if index < 0:
+            return f"column {field.name!r} ({field.type}) is missing; there are {', '.join(given.names)}"
+        if given.field(index).type != field.type:
+            return f"column {field.name!r} is {given.field(index).type}, not {field.type}"
+    extra = [name for name in given.names if wanted.get_field_index(name) < 0]
+    return f"columns {', '.join(extra)} are not expected" if extra else None
+
+
+def _in_order(operators: Mapping[str, Operator]) -> list[Operator]:
+    ordered: list[Operator] = []
+    done: set[str] = set()
+    waiting = list(operators.values())
+    while waiting:
+        ready = [operator for operator in waiting if operator.upstream is None or operator.upstream in done]
+        if not ready:
+            raise WorkflowError(f"the operators {', '.join(sorted(op.name for op in waiting))} form a cycle")
+        ordered.extend(ready)
+        done.update(operator.name for operator in ready)
+        waiting = [operator for operator in waiting if operator.name not in done]
+    return ordered

@@ -1,0 +1,203 @@
+"""What a plan that builds an index needs to know before it runs: the index it goes to and the listing of its input."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aaflow.errors import IndexMissing, WorkflowError
+from aaflow.hashing import row_digest_sum
+from aaflow.index import IndexSpec, open_index
+from aaflow.operators.embedders import describe_embedder
+from aaflow.operators.listing import LoadOptions, cut_tranches, list_inputs
+from aaflow.operators.operator import Operator
+from aaflow.operators.transform import TransformOptions
+
+#: Bytes of input in one tranche: what a run that is cut short may have to repeat.
+TRANCHE_BYTES = 64 << 20
+
+_SOURCE_COLUMNS = ["root", "source", "size", "mtime_ns"]
+
+
+@dataclass(frozen=True)
+class IndexTarget:
+    """The index that a workflow writes.
+
+    Attributes:
+        path: its folder.
+        spec: what it is built with; that of the folder where there is one already.
+        exists: whether there is one already.
+        prune: whether documents of the given roots that are gone leave it.
+    """
+
+    path: Path
+    spec: IndexSpec
+    exists: bool
+    prune: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON that a plan names it by."""
+        return {"path": str(self.path), "spec": self.spec.to_dict(), "prune": self.prune}
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What ``load`` reads.
+
+    Attributes:
+        operator: name of the ``load`` operator.
+        listing: :data:`aaflow.schema.LISTING`, unchanged files left out.
+        notices: what listing already found unreadable.
+        sources: root, source, size, mtime_ns of every file in ``listing``.
+        pruned: root, source of the files that are gone from the given roots.
+        unchanged: files that the index holds as they are.
+    """
+
+    operator: str
+    listing: pa.Table
+    notices: pa.Table
+    sources: pa.Table
+    pruned: pa.Table
+    unchanged: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the number of rows and the sum of their digests."""
+        parts = [self.listing, self.pruned]
+        return hashlib.sha256(repr([(t.num_rows, row_digest_sum(t)) for t in parts]).encode()).hexdigest()
+
+    @property
+    def has_records(self) -> bool:
+        """Whether any split holds records that are documents of their own."""
+        return bool(pc.any(self.listing["records"]).as_py())
+
+    @property
+    def record_bytes(self) -> int:
+        """Bytes of the splits that hold records."""
+        records = self.listing.filter(self.listing["records"])
+        return int(pc.sum(pc.subtract(records["end"], records["start"])).as_py() or 0)
+
+    @property
+    def tables(self) -> dict[str, pa.Table]:
+        """By name, the Arrow files that travel with the plan."""
+        return {"listing": self.listing, "notices": self.notices, "sources": self.sources, "pruned": self.pruned}
+
+
+def load_options(operator: Operator, metadata: Mapping[str, str], partitions: int) -> LoadOptions:
+    """The options of a ``load`` operator.
+
+    Raises:
+        WorkflowError: an option is unknown.
+    """
+    given = {key: value for key, value in operator.options.items() if key != "paths"}
+    try:
+        return LoadOptions.from_dict({**given, "metadata": dict(metadata), "partitions": partitions})
+    except (TypeError, ValueError) as error:
+        raise WorkflowError(f"operator {operator.name!r}: {error}") from error
+
+
+def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> IndexTarget | None:
+    """The index that the workflow writes, None where it writes none.
+
+    Raises:
+        WorkflowError: it writes more than one, or rows that were never embedded.
+        EmbedderMismatch: the index exists with another embedder, dimension, chunking or metadata.
+    """
+    writers = [operator for operator in ordered if operator.kind == "upsert"]
+    if not writers:
+        return None
+    if len(writers) > 1:
+        raise WorkflowError(f"operators {', '.join(w.name for w in writers)} all write an index; a workflow writes one")
+    upsert = writers[0]
+    chain = _ancestors(upsert, ordered)
+    embed = next((operator for operator in chain if operator.kind == "embed"), None)
+    if embed is None:
+        raise WorkflowError(f"operator {upsert.name!r} needs vectors: put an embed before it")
+    transform = next((operator for operator in chain if operator.kind == "transform"), None)
+    dimension, fingerprint = describe_embedder(embed.options["model"], embed.options["dimension"])
+    path = Path(upsert.options["index"])
+    spec = IndexSpec(
+        dimension=dimension,
+        partitions=int(upsert.options["partitions"]),
+        metric=upsert.options["metric"],
+        embedder=fingerprint,
+        transform=transform_options(transform).to_dict() if transform else {},
+        metadata=dict(metadata),
+    )
+    try:
+        with open_index(path) as opened:
+            known = opened.spec
+    except IndexMissing:
+        return IndexTarget(path, spec, False, bool(upsert.options["prune"]))
+    known.check_matches(spec, path)
+    return IndexTarget(path, known, True, bool(upsert.options["prune"]))
+
+
+def transform_options(operator: Operator) -> TransformOptions:
+    """The options of a ``transform`` operator.
+
+    Raises:
+        WorkflowError: an option is unknown or out of range.
+    """
+    try:
+        return TransformOptions.from_dict(dict(operator.options))
+    except (TypeError, ValueError) as error:
+        raise WorkflowError(f"operator {operator.name!r}: {error}") from error
+
+
+def list_load(ordered: Sequence[Operator], metadata: Mapping[str, str], target: IndexTarget | None) -> Inputs | None:
+    """List what the workflow's ``load`` reads; files that the index holds unchanged (size and mtime) are left out.
+
+    Raises:
+        WorkflowError: the workflow has more than one ``load``.
+        InputError: a path is missing or can't be used.
+    """
+    loads = [operator for operator in ordered if operator.kind == "load"]
+    if not loads:
+        return None
+    if len(loads) > 1:
+        raise WorkflowError(f"operators {', '.join(op.name for op in loads)} all load; give one of them all the paths")
+    options = load_options(loads[0], metadata, target.spec.partitions if target else 64)
+    listed = list_inputs(loads[0].options["paths"], options)
+    table, unchanged, pruned = listed.table, 0, listed.table.select(["root", "source"]).slice(0, 0)
+    if target is not None and target.exists:
+        with open_index(target.path) as opened:
+            known = opened.sources()
+        same = _is_in(table.select(_SOURCE_COLUMNS), known.select(_SOURCE_COLUMNS))
+        unchanged = len(set(table.filter(pa.array(same))["uri"].to_pylist()))
+        if target.prune:
+            mine = known.filter(pc.is_in(known["root"], pa.array(listed.roots, pa.string()))).select(["root", "source"])
+            pruned = mine.filter(pa.array(~_is_in(mine, listed.table.select(["root", "source"]))))
+        table = table.filter(pa.array(~same))
+    table = cut_tranches(table, TRANCHE_BYTES)
+    sources = table.select(_SOURCE_COLUMNS).group_by(_SOURCE_COLUMNS).aggregate([]).select(_SOURCE_COLUMNS)
+    return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged)
+
+
+def _is_in(rows: pa.Table, known: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows stand in ``known``; bool [rows]."""
+    if not rows.num_rows or not known.num_rows:
+        return np.zeros(rows.num_rows, np.bool_)
+    numbered = rows.append_column("_row", pa.array(np.arange(rows.num_rows)))
+    found = numbered.join(known.group_by(rows.column_names).aggregate([]), keys=rows.column_names, join_type="left semi")
+    mask = np.zeros(rows.num_rows, np.bool_)
+    mask[found["_row"].to_numpy()] = True
+    return mask
+
+
+def _ancestors(operator: Operator, ordered: Sequence[Operator]) -> list[Operator]:
+    by_name = {other.name: other for other in ordered}
+    chain = []
+    current = operator.upstream
+    while current is not None:
+        chain.append(by_name[current])
+        current = by_name[current].upstream
+    return chain
+

@@ -1,0 +1,231 @@
+"""Plan: what compiling makes. Pure data, canonical JSON, with a digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+
+PLAN_VERSION = 1
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of a value: sorted keys, no spaces, UTF-8 as it is."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of the canonical JSON of a value, in hexadecimal."""
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@dataclass(frozen=True)
+class PlannedOperator:
+    """One operator inside a stage.
+
+    Attributes:
+        name: name in the workflow.
+        kind: kind of operator.
+        function: ``module:name`` of what a rank calls.
+        options: what it is called with.
+        pattern: communication pattern, by value.
+        domain: resource domain, by value.
+        input: fields (name, type) that come in.
+        output: fields (name, type) that go out.
+        workers: persistent workers of this operator in every rank.
+        batch_rows: rows of one batch at most; 0 where batches come as they are read.
+        shuffle: whether rows move to the owner of their partition before this operator.
+    """
+
+    name: str
+    kind: str
+    function: str
+    options: Mapping[str, Any]
+    pattern: str
+    domain: str
+    input: tuple[tuple[str, str], ...]
+    output: tuple[tuple[str, str], ...]
+    workers: int
+    batch_rows: int
+    shuffle: bool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A chain of operators that one slot can serve, run by one task group.
+
+    Attributes:
+        name: names of its operators, joined by ``+``.
+        operators: in the order of the chain.
+        domain: the domain that decides the slot.
+        ranks: number of MPI ranks.
+        accelerated: whether a rank needs an accelerator.
+        after: stages that must have ended before it starts.
+        owners: rank that owns each partition.
+        communicator: backend of its collectives: ``serial``, ``mpi`` or ``cylon``.
+    """
+
+    name: str
+    operators: tuple[PlannedOperator, ...]
+    domain: str
+    ranks: int
+    accelerated: bool
+    after: tuple[str, ...]
+    owners: tuple[int, ...]
+    communicator: str
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Rows that go from one operator to another.
+
+    Attributes:
+        source: operator that gives them.
+        target: operator that takes them.
+        primitive: ``queue`` (inside a rank), ``mpi-alltoall`` (between ranks of a stage) or ``file`` (between stages).
+        bound: batches that the edge holds at most; 0 where a file holds them all.
+        bytes: estimate of the bytes that cross between ranks; 0 where rows stay with their owner.
+    """
+
+    source: str
+    target: str
+    primitive: str
+    bound: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The input listing that a plan names.
+
+    Attributes:
+        operator: the ``load`` operator that reads it.
+        digest: SHA-256 over its rows.
+        splits: files, or byte ranges of files, to read.
+        bytes: their size.
+        unchanged: files that the index already holds as they are; they are not read.
+        tranches: number of tranches.
+    """
+
+    operator: str
+    digest: str
+    splits: int
+    bytes: int
+    unchanged: int
+    tranches: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Stages, edges, partitions, batch sizes and domains of a compiled workflow.
+
+    The tables that belong to it (``tables``: the listing, what listing found unreadable, the sources to prune) travel
+    as Arrow files beside the JSON.
+    """
+
+    site: str
+    partitions: int
+    stages: tuple[Stage, ...]
+    edges: tuple[Edge, ...]
+    listing: Listing | None
+    index: Mapping[str, Any] | None
+    version: int = PLAN_VERSION
+    tables: Mapping[str, pa.Table] = field(default_factory=dict, compare=False, repr=False)
+
+    def to_json(self) -> str:
+        """Canonical JSON: same workflow, same input listing, same site give the same bytes."""
+        return canonical_json(self._fields())
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of :meth:`to_json`, in hexadecimal."""
+        return digest_of(self._fields())
+
+    @cached_property
+    def work_key(self) -> str:
+        """SHA-256 of what is to be done, ranks and slots left out: a rerun on other ranks goes on from its commits."""
+        operators = [
+            [operator.name, operator.kind, operator.function, dict(operator.options)]
+            for stage in self.stages
+            for operator in stage.operators
+        ]
+        listing = self.listing.digest if self.listing else None
+        return digest_of({"operators": operators, "listing": listing, "index": self.index})
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    def save(self, folder: Path) -> None:
+        """Write ``plan.json`` and the plan's tables into a folder."""
+        (folder / "plan.json").write_text(self.to_json(), encoding="utf-8", errors="surrogatepass")
+        for name, table in self.tables.items():
+            with pa.OSFile(str(folder / f"{name}.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+
+    @classmethod
+    def load(cls, folder: Path) -> Plan:
+        """Read what :meth:`save` wrote; tables are memory-mapped."""
+        data = json.loads((folder / "plan.json").read_text(encoding="utf-8", errors="surrogatepass"))
+        tables = {}
+        for path in sorted(folder.glob("*.arrow")):
+            tables[path.stem] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        return cls.from_dict(data, tables)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any], tables: Mapping[str, pa.Table] | None = None) -> Plan:
+        """The plan that a parsed :meth:`to_json` describes."""
+        stages = tuple(
+            Stage(
+                **{
+                    **stage,
+                    "operators": tuple(
+                        PlannedOperator(**{**operator, "input": _pairs(operator["input"]), "output": _pairs(operator["output"])})
+                        for operator in stage["operators"]
+                    ),
+                    "after": tuple(stage["after"]),
+                    "owners": tuple(stage["owners"]),
+                }
+            )
+            for stage in data["stages"]
+        )
+        return cls(
+            site=data["site"],
+            partitions=data["partitions"],
+            stages=stages,
+            edges=tuple(Edge(**edge) for edge in data["edges"]),
+            listing=Listing(**data["listing"]) if data["listing"] else None,
+            index=data["index"],
+            version=data["version"],
+            tables=dict(tables or {}),
+        )
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "version": self.version,
+            "site": self.site,
+            "partitions": self.partitions,
+            "stages": [dataclasses.asdict(stage) for stage in self.stages],
+            "edges": [dataclasses.asdict(edge) for edge in self.edges],
+            "listing": dataclasses.asdict(self.listing) if self.listing else None,
+            "index": self.index,
+        }
+
+
+def _pairs(fields: Any) -> tuple[tuple[str, str], ...]:
+    return tuple((name, kind) for name, kind in fields)

@@ -1,0 +1,256 @@
+"""Workflow: compose operators into a DAG. Building one runs nothing.
+
+    workflow = Workflow()
+    workflow.load("docs/").transform(size=1000).embed("hash").upsert("my-index")
+    plan = aaflow.compile(workflow, ranks=2)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from aaflow import schema
+from aaflow.errors import WorkflowError
+from aaflow.operators.operator import Domain, Operator, Pattern
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The rows that one operator of a workflow gives; its methods add the operators that read them."""
+
+    workflow: Workflow
+    operator: Operator
+
+    @property
+    def schema(self) -> pa.Schema:
+        """Schema of the rows.
+
+        Raises:
+            WorkflowError: the operator is the end of its chain and gives no rows.
+        """
+        if self.operator.output is None:
+            raise WorkflowError(f"operator {self.operator.name!r} gives no rows: nothing can follow it")
+        return self.operator.output
+
+    def transform(self, *, name: str = "transform", **options: Any) -> Stream:
+        """Split documents into chunks; ``options`` are those of :class:`aaflow.operators.transform.TransformOptions`."""
+        return self._then(
+            Operator(
+                name=name,
+                kind="transform",
+                function="aaflow.operators.transform:Transform",
+                input=self.schema,
+                output=schema.chunks(self.workflow.metadata),
+                pattern=Pattern.EMBARRASSINGLY_PARALLEL,
+                domain=Domain.CPU_PARTITION,
+                options=options,
+            )
+        )
+
+    def embed(
+        self,
+        model: str = "hash",
+        *,
+        dimension: int | None = None,
+        device: str = "auto",
+        window: int = 2048,
+        name: str = "embed",
+    ) -> Stream:
+        """Add a ``vector`` column to any rows that have a ``text`` column.
+
+        Args:
+            model: ``hash``, or the name or folder of a sentence-transformers model.
+            dimension: of the vectors; a model of its own dimension needs none.
+            device: ``cpu``, ``accelerator``, or ``auto``: the accelerator of the slot where the site has any.
+            window: rows that are sorted by length and embedded together.
+            name: name of the operator.
+
+        Raises:
+            InputError: the model is unknown, or its dimension is another one.
+            DependencyError: the model needs a package that isn't installed.
+        """
+        from aaflow.operators.embedders import describe_embedder
+
+        known, _ = describe_embedder(model, dimension)
+        return self._then(
+            Operator(
+                name=name,
+                kind="embed",
+                function="aaflow.operators.embed:Embed",
+                input=self.schema,
+                output=self.schema.append(schema.vector_field(known)),
+                pattern=Pattern.EMBARRASSINGLY_PARALLEL,
+                domain=Domain.BATCH_WORKER,
+                options={"model": model, "dimension": known, "device": device, "window": window},
+            )
+        )
+
+    def upsert(
+        self,
+        index: str | Path,
+        *,
+        partitions: int = 64,
+        metric: str = "cosine",
+        prune: bool = False,
+        segment_rows: int = 65_536,
+        name: str = "upsert",
+    ) -> Stream:
+        """Write embedded chunks into the index folder, in bulk per partition.
+
+        Args:
+            index: folder of the index; made if there is none.
+            partitions: their number in a new index; an existing one keeps its own.
+            metric: ``cosine`` (inner product of normalised vectors), ``ip`` or ``l2``.
+            prune: whether documents of the given roots that are gone leave the index.
+            segment_rows: rows of one segment at most.
+            name: name of the operator.
+        """
+        options = {
+            "index": str(Path(index).expanduser().absolute()),
+            "partitions": partitions,
+            "metric": metric,
+            "prune": prune,
+            "segment_rows": segment_rows,
+        }
+        return self._then(
+            Operator(
+                name=name,
+                kind="upsert",
+                function="aaflow.operators.upsert:Upsert",
+                input=self.schema,
+                output=None,
+                pattern=Pattern.SHUFFLE_REDUCE,
+                domain=Domain.BATCH_WRITE,
+                options=options,
+            )
+        )
+
+    def retrieve(self, index: str | Path, *, k: int = 10, backend: str = "exact", name: str = "retrieve") -> Stream:
+        """The ``k`` nearest chunks of every query: the query to all shards, local top-k, merged top-k.
+
+        Raises:
+            IndexMissing: there is no index at this path.
+        """
+        from aaflow.index import open_index
+
+        folder = Path(index).expanduser().absolute()
+        with open_index(folder) as opened:
+            metadata = opened.spec.metadata
+        return self._then(
+            Operator(
+                name=name,
+                kind="retrieve",
+                function="aaflow.operators.retrieve:Retrieve",
+                input=self.schema,
+                output=schema.hits(metadata),
+                pattern=Pattern.BROADCAST_REDUCE,
+                domain=Domain.VECTOR_SHARD,
+                options={"index": str(folder), "k": k, "backend": backend},
+            )
+        )
+
+    def apply(
+        self,
+        function: str | Callable[..., Any],
+        *,
+        output: pa.Schema | None = None,
+        input: pa.Schema | None = None,  # noqa: A002 - the word of the operator's definition
+        pattern: Pattern = Pattern.EMBARRASSINGLY_PARALLEL,
+        domain: Domain = Domain.CPU_PARTITION,
+        options: Mapping[str, Any] | None = None,
+        name: str | None = None,
+    ) -> Stream:
+        """Your own operator: a function ``RecordBatch -> RecordBatch``, called with ``options`` as keywords.
+
+        Args:
+            function: ``module:name``, or a function that a rank can import by that path.
+            output: schema of the rows it gives; by default that of the rows that come in.
+            input: schema of the rows it takes; by default that of the rows that come in.
+            pattern: with ``SHUFFLE_REDUCE`` or ``SHUFFLE_COMPUTE`` it sees all rows of a partition and tranche at once.
+            domain: the kind of slot it needs.
+            options: JSON values.
+            name: name of the operator; by default that of the function.
+        """
+        path = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
+        return self._then(
+            Operator(
+                name=name or path.rpartition(":")[2],
+                kind="apply",
+                function=path,
+                input=input or self.schema,
+                output=output or self.schema,
+                pattern=pattern,
+                domain=domain,
+                options=dict(options or {}),
+            )
+        )
+
+    def _then(self, operator: Operator) -> Stream:
+        return self.workflow.add(operator, upstream=self.operator.name)
+
+
+@dataclass
+class Workflow:
+    """A DAG of operators with typed edges.
+
+    Attributes:
+        metadata: metadata fields that documents carry besides ``title``: name to type name (see
+            :func:`aaflow.schema.metadata_type`).
+        operators: by name, in the order in which they were added.
+    """
+
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    operators: dict[str, Operator] = field(default_factory=dict)
+
+    def load(self, paths: str | Path | Iterable[str | Path], *, name: str = "load", **options: Any) -> Stream:
+        """Read documents from folders, files, globs and fsspec URLs.
+
+        ``options`` are those of :class:`aaflow.operators.listing.LoadOptions`.
+        """
+        given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+        return self.add(
+            Operator(
+                name=name,
+                kind="load",
+                function="aaflow.operators.load:Load",
+                input=None,
+                output=schema.documents(self.metadata),
+                pattern=Pattern.EMBARRASSINGLY_PARALLEL,
+                domain=Domain.CPU_PARTITION,
+                options={"paths": [str(path) for path in given], **options},
+            )
+        )
+
+    def queries(self, texts: Sequence[str], *, name: str = "queries") -> Stream:
+        """Start from questions instead of documents: one row of :data:`aaflow.schema.QUERIES` a text."""
+        return self.add(
+            Operator(
+                name=name,
+                kind="queries",
+                function="aaflow.operators.retrieve:Queries",
+                input=None,
+                output=schema.QUERIES,
+                pattern=Pattern.EMBARRASSINGLY_PARALLEL,
+                domain=Domain.CPU_PARTITION,
+                options={"texts": list(texts)},
+            )
+        )
+
+    def add(self, operator: Operator, *, upstream: str | None = None) -> Stream:
+        """Add an operator that reads the output of ``upstream``.
+
+        Raises:
+            WorkflowError: the name is taken.
+        """
+        if operator.name in self.operators:
+            raise WorkflowError(f"two operators are named {operator.name!r}: give one of them another name=")
+        from dataclasses import replace
+
+        placed = replace(operator, upstream=upstream)
+        self.operators[placed.name] = placed
+        return Stream(self, placed)
