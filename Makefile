@@ -36,7 +36,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) can't make virtual environments; on Debian or Ubuntu: apt install python3-venv"; exit 1; } >&2
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing aaflow[$(EXTRAS)] into .venv (some minutes the first time)"
-	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-input \
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input \
 		--constraint constraints.txt --editable '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.aaflow-*
 	@touch $@
