@@ -12,15 +12,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from llvmlite import ir
-from numba import types as numba_types
-from numba.extending import intrinsic
 
-from aaflow.kernel import Bytes, kernel, validity, view
+from aaflow.kernel import Bytes, kernel, load64, validity, view
+from aaflow.sha256 import digest_rows
 
 _MODULUS = 1 << 256
+#: Bytes of length-prefixed values that are hashed at a time.
+_WINDOW = 1 << 19
 
 
 def sha256(column: pa.Array) -> pa.FixedSizeBinaryArray:
@@ -31,7 +30,7 @@ def sha256(column: pa.Array) -> pa.FixedSizeBinaryArray:
     """
     flat = view(column)
     out = np.empty((len(column), 32), dtype=np.uint8)
-    _sha256_rows(flat.data, flat.offsets, out)
+    digest_rows(flat.data, flat.offsets, out)
     valid = None if column.null_count == 0 else pa.array(flat.valid.view(np.bool_)).buffers()[1]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(32), len(column), [valid, pa.py_buffer(out)])
 
@@ -51,12 +50,17 @@ def sha256_rows(columns: Sequence[pa.Array], size: int = 32) -> pa.FixedSizeBina
     for flat in flats:
         lengths[1:] += 8 + np.where(flat.valid == 1, np.diff(flat.offsets), 0)
     offsets = np.cumsum(lengths)
-    message = np.empty(int(offsets[-1]), dtype=np.uint8)
-    cursor = offsets[:-1].copy()
-    for flat in flats:
-        _append_values(flat.data, flat.offsets, flat.valid, message, cursor)
     digests = np.empty((rows, 32), dtype=np.uint8)
-    _sha256_rows(message, offsets, digests)
+    # In windows, so that the message stays in the cache and in memory that was touched before.
+    ends = np.searchsorted(offsets, np.arange(_WINDOW, int(offsets[-1]), _WINDOW), side="right") - 1
+    cuts = np.unique(np.concatenate([[0], ends, [rows]]))
+    message = np.empty(int(np.diff(offsets[cuts]).max(initial=0)), dtype=np.uint8)
+    for start, end in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        places = offsets[start : end + 1] - offsets[start]
+        cursor = places[:-1].copy()
+        for flat in flats:
+            _append_values(flat.data, flat.offsets[start : end + 1], flat.valid[start:end], message, cursor)
+        digest_rows(message, places, digests[start:end])
     data = pa.py_buffer(np.ascontiguousarray(digests[:, :size]))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(size), rows, [None, data])
 
@@ -125,114 +129,6 @@ def _type_name(kind: pa.DataType) -> str:
 # --- kernels ---------------------------------------------------------------------------------------------------------
 
 
-def _load(bits: int) -> Any:
-    """An intrinsic that reads one unsigned integer of ``bits`` at any byte of a uint8 array."""
-
-    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-    def load(typing_context: Any, array: Any, index: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            data = context.make_array(signature.args[0])(context, builder, args[0]).data
-            word = ir.IntType(bits)
-            pointer = builder.inttoptr(builder.add(builder.ptrtoint(data, ir.IntType(64)), args[1]), word.as_pointer())
-            value = builder.load(pointer)
-            value.align = 1
-            return value
-
-        return getattr(numba_types, f"uint{bits}")(array, numba_types.int64), generate
-
-    return load
-
-
-_load32 = _load(32)
-_load64 = _load(64)
-
-
-
-def _roots(count: int, power: int) -> npt.NDArray[np.uint32]:
-    """The first 32 bits of the fractions of the square (2) or cube (3) roots of the first primes (FIPS 180-4, 4.2.2)."""
-    primes = [n for n in range(2, 312) if all(n % d for d in range(2, n))][:count]
-    words = []
-    for prime in primes:
-        low, high = 0, 1 << 40
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if middle**power <= prime << (32 * power) else (low, middle)
-        words.append(low & 0xFFFFFFFF)
-    return np.array(words, dtype=np.uint32)
-
-
-_K = _roots(64, 3)
-_START = _roots(8, 2)
-
-
-@kernel
-def _rotate32(value: np.uint32, bits: int) -> np.uint32:
-    return np.uint32((np.uint32(value) >> np.uint32(bits)) | (np.uint32(value) << np.uint32(32 - bits)))
-
-
-@kernel
-def _compress(state: npt.NDArray[np.uint32], schedule: npt.NDArray[np.uint32], data: Any, start: int) -> None:
-    """One block of 64 bytes at ``data[start]`` into ``state`` (FIPS 180-4, 6.2.2)."""
-    for t in range(16):
-        word = _load32(data, start + 4 * t)
-        schedule[t] = np.uint32(
-            (word >> np.uint32(24))
-            | ((word >> np.uint32(8)) & np.uint32(0xFF00))
-            | ((word << np.uint32(8)) & np.uint32(0xFF0000))
-            | (word << np.uint32(24))
-        )
-    for t in range(16, 64):
-        x, y = schedule[t - 15], schedule[t - 2]
-        s0 = _rotate32(x, 7) ^ _rotate32(x, 18) ^ np.uint32(x >> np.uint32(3))
-        s1 = _rotate32(y, 17) ^ _rotate32(y, 19) ^ np.uint32(y >> np.uint32(10))
-        schedule[t] = np.uint32(schedule[t - 16] + s0 + schedule[t - 7] + s1)
-    a, b, c, d = state[0], state[1], state[2], state[3]
-    e, f, g, h = state[4], state[5], state[6], state[7]
-    for t in range(64):
-        s1 = _rotate32(e, 6) ^ _rotate32(e, 11) ^ _rotate32(e, 25)
-        t1 = np.uint32(h + s1 + (g ^ (e & (f ^ g))) + _K[t] + schedule[t])
-        s0 = _rotate32(a, 2) ^ _rotate32(a, 13) ^ _rotate32(a, 22)
-        t2 = np.uint32(s0 + ((a & b) | (c & (a | b))))
-        h, g, f, e = g, f, e, np.uint32(d + t1)
-        d, c, b, a = c, b, a, np.uint32(t1 + t2)
-    state[0] = np.uint32(state[0] + a)
-    state[1] = np.uint32(state[1] + b)
-    state[2] = np.uint32(state[2] + c)
-    state[3] = np.uint32(state[3] + d)
-    state[4] = np.uint32(state[4] + e)
-    state[5] = np.uint32(state[5] + f)
-    state[6] = np.uint32(state[6] + g)
-    state[7] = np.uint32(state[7] + h)
-
-
-@kernel
-def _sha256_rows(data: Any, offsets: Any, out: Any) -> None:
-    """SHA-256 of ``data[offsets[i]:offsets[i + 1]]`` into ``out[i]``."""
-    state = np.empty(8, dtype=np.uint32)
-    schedule = np.empty(64, dtype=np.uint32)
-    tail = np.empty(128, dtype=np.uint8)
-    for row in range(out.shape[0]):
-        start, end = offsets[row], offsets[row + 1]
-        state[:] = _START
-        while end - start >= 64:
-            _compress(state, schedule, data, start)
-            start += 64
-        left = end - start
-        padded = 64 if left < 56 else 128
-        tail[:left] = data[start:end]
-        tail[left] = 0x80
-        tail[left + 1 : padded] = 0
-        bits = np.uint64(end - offsets[row]) * np.uint64(8)
-        for byte in range(8):
-            tail[padded - 1 - byte] = np.uint8((bits >> np.uint64(8 * byte)) & np.uint64(0xFF))
-        _compress(state, schedule, tail, 0)
-        if padded == 128:
-            _compress(state, schedule, tail, 64)
-        for word in range(8):
-            for byte in range(4):
-                out[row, 4 * word + byte] = np.uint8((state[word] >> np.uint32(24 - 8 * byte)) & np.uint32(0xFF))
-
-
 @kernel
 def _append_values(data: Any, offsets: Any, valid: Any, message: Any, cursor: Any) -> None:
     """Each row's length and bytes to ``message`` at ``cursor``, which moves past them."""
@@ -243,7 +139,8 @@ def _append_values(data: Any, offsets: Any, valid: Any, message: Any, cursor: An
             message[at + byte] = np.uint8((length >> np.uint64(8 * byte)) & np.uint64(0xFF))
         at += 8
         if valid[row]:
-            message[at : at + end - start] = data[start:end]
+            for byte in range(end - start):
+                message[at + byte] = data[start + byte]
             at += end - start
         cursor[row] = at
 
@@ -254,24 +151,24 @@ _P3 = np.uint64(0x165667B19E3779F9)
 
 
 @kernel
-def _rotate64(value: np.uint64, bits: np.uint64) -> np.uint64:
+def _rotate64(value: Any, bits: Any) -> Any:
     return (value << bits) | (value >> (np.uint64(64) - bits))
 
 
 @kernel
-def _step(lane: np.uint64, word: np.uint64) -> np.uint64:
+def _step(lane: Any, word: Any) -> Any:
     return _rotate64(lane + word * _P2, np.uint64(31)) * _P1
 
 
 @kernel
-def _avalanche(a: np.uint64) -> np.uint64:
+def _avalanche(a: Any) -> Any:
     a = (a ^ (a >> np.uint64(33))) * _P2
     a = (a ^ (a >> np.uint64(29))) * _P3
     return a ^ (a >> np.uint64(32))
 
 
 @kernel
-def _mix(a: np.uint64, b: np.uint64, c: np.uint64, d: np.uint64) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
+def _mix(a: Any, b: Any, c: Any, d: Any) -> tuple[Any, Any, Any, Any]:
     """A permutation of 256 bits in which every bit of the output depends on every bit of the input."""
     for _ in range(3):
         a += _avalanche(d)
@@ -293,19 +190,19 @@ def _add_hashes(data: Any, offsets: Any, valid: Any, seed: Any, lanes: Any) -> N
         if not valid[row]:
             start, end, length = 0, 0, np.uint64(0xFFFFFFFFFFFFFFFF)
         while end - start >= 32:
-            a = _step(a, _load64(data, start))
-            b = _step(b, _load64(data, start + 8))
-            c = _step(c, _load64(data, start + 16))
-            d = _step(d, _load64(data, start + 24))
+            a = _step(a, load64(data, start))
+            b = _step(b, load64(data, start + 8))
+            c = _step(c, load64(data, start + 16))
+            d = _step(d, load64(data, start + 24))
             start += 32
         if end > start:
             tail[:] = 0
             for byte in range(end - start):
                 tail[byte] = data[start + byte]
-            a = _step(a, _load64(tail, 0))
-            b = _step(b, _load64(tail, 8))
-            c = _step(c, _load64(tail, 16))
-            d = _step(d, _load64(tail, 24))
+            a = _step(a, load64(tail, 0))
+            b = _step(b, load64(tail, 8))
+            c = _step(c, load64(tail, 16))
+            d = _step(d, load64(tail, 24))
         a, b, c, d = _mix(a ^ length, b, c, d)
         lanes[row, 0] += a
         lanes[row, 1] += b

@@ -7,21 +7,23 @@ column as numpy arrays that share the column's memory.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+from llvmlite import ir
+from numba import types as numba_types
+from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(function: F) -> F:
     """Compile ``function`` for numpy arguments: no GIL, no bounds checks, cached on disk."""
-    compiled: F = numba.njit(nogil=True, cache=True, boundscheck=False)(function)
-    return compiled
+    return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False)(function))
 
 
 class Bytes(NamedTuple):
@@ -77,7 +79,7 @@ def width_of(kind: pa.DataType) -> int:
         bits = int(kind.bit_width)
         if bits % 8 == 0:
             return bits // 8
-    raise TypeError(f"a column of type {kind} has no flat bytes; use strings, numbers, dates or fixed-size lists of them")
+    raise TypeError(f"a column of type {kind} has no flat bytes; use strings, numbers, dates or lists of fixed size")
 
 
 def validity(column: pa.Array) -> npt.NDArray[np.uint8]:
@@ -99,3 +101,25 @@ def _offsets(column: pa.Array, width: type[np.signedinteger[Any]]) -> npt.NDArra
     if len(column) == 0 or buffer is None:
         return np.zeros(len(column) + 1, dtype=np.int64)
     return np.frombuffer(buffer, dtype=width)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+
+
+def _load(bits: int) -> Any:
+    """An intrinsic that reads one unsigned integer of ``bits`` at any byte of a uint8 array."""
+
+    @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+    def load(typing_context: Any, array: Any, index: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            word = ir.IntType(bits)
+            pointer = builder.inttoptr(builder.add(builder.ptrtoint(data, ir.IntType(64)), args[1]), word.as_pointer())
+            value = builder.load(pointer)
+            value.align = 1
+            return value
+
+        return getattr(numba_types, f"uint{bits}")(array, numba_types.int64), generate
+
+    return load
+
+
+load32 = _load(32)
+load64 = _load(64)
