@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +222,7 @@ class Workflow:
                 output=schema.documents(self.metadata),
                 pattern=Pattern.EMBARRASSINGLY_PARALLEL,
                 domain=Domain.CPU_PARTITION,
-                options={"paths": [str(path) for path in given], **options},
+                options={"paths": [str(path) for path in given], "metadata": dict(self.metadata), **options},
             )
         )
 
@@ -249,8 +249,6 @@ class Workflow:
         """
         if operator.name in self.operators:
             raise WorkflowError(f"two operators are named {operator.name!r}: give one of them another name=")
-        from dataclasses import replace
-
         placed = replace(operator, upstream=upstream)
         self.operators[placed.name] = placed
         return Stream(self, placed)

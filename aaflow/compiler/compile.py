@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from aaflow.compiler.check import check_workflow
 from aaflow.compiler.ingest import Inputs, index_target, list_load
 from aaflow.compiler.partitioning import partition_owners
-from aaflow.compiler.plan import Edge, Listing, Plan, PlannedOperator, Stage
+from aaflow.compiler.plan import Edge, Listing, Plan, PlannedOperator, Stage, schema_text
 from aaflow.errors import PlacementError, WorkflowError
 from aaflow.operators.operator import Domain, Operator, Pattern
 from aaflow.scheduling.site import Site
@@ -43,7 +42,7 @@ def compile_workflow(
     """
     ordered = check_workflow(workflow.operators)
     target = index_target(ordered, workflow.metadata)
-    inputs = list_load(ordered, workflow.metadata, target)
+    inputs = list_load(ordered, target)
     partitions = target.spec.partitions if target else _searched_partitions(ordered)
     chains = _chains(ordered, site, fuse)
     stages: list[Stage] = []
@@ -174,16 +173,12 @@ def _planned(operator: Operator, site: Site, ranks: int, shuffle: bool) -> Plann
         options=dict(operator.options),
         pattern=operator.pattern.value,
         domain=operator.domain.value,
-        input=_fields(operator.input),
-        output=_fields(operator.output),
+        input=schema_text(operator.input),
+        output=schema_text(operator.output),
         workers=cores if operator.kind == "embed" and not accelerated(operator, site) else 1,
         batch_rows=batch.get(operator.kind, 0),
         shuffle=shuffle,
     )
-
-
-def _fields(schema: pa.Schema | None) -> tuple[tuple[str, str], ...]:
-    return tuple((field.name, str(field.type)) for field in schema) if schema is not None else ()
 
 
 def _edges(ordered: Sequence[Operator], stages: Sequence[Stage], inputs: Inputs | None) -> list[Edge]:

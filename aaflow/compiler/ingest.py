@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aaflow.compiler.plan import PlannedOperator
 from aaflow.errors import IndexMissing, WorkflowError
 from aaflow.hashing import row_digest_sum
 from aaflow.index import IndexSpec, open_index
@@ -44,7 +45,7 @@ class IndexTarget:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON that a plan names it by."""
-        return {"path": str(self.path), "spec": self.spec.to_dict(), "prune": self.prune}
+        return {"path": str(self.path), "spec": self.spec.to_json(), "prune": self.prune}
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Inputs:
         return {"listing": self.listing, "notices": self.notices, "sources": self.sources, "pruned": self.pruned}
 
 
-def load_options(operator: Operator, metadata: Mapping[str, str], partitions: int) -> LoadOptions:
+def load_options(operator: Operator | PlannedOperator, partitions: int) -> LoadOptions:
     """The options of a ``load`` operator.
 
     Raises:
@@ -98,7 +99,7 @@ def load_options(operator: Operator, metadata: Mapping[str, str], partitions: in
     """
     given = {key: value for key, value in operator.options.items() if key != "paths"}
     try:
-        return LoadOptions.from_dict({**given, "metadata": dict(metadata), "partitions": partitions})
+        return LoadOptions.from_dict({**given, "partitions": partitions})
     except (TypeError, ValueError) as error:
         raise WorkflowError(f"operator {operator.name!r}: {error}") from error
 
@@ -136,11 +137,11 @@ def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> In
             known = opened.spec
     except IndexMissing:
         return IndexTarget(path, spec, False, bool(upsert.options["prune"]))
-    known.check_matches(spec, path)
+    known.require(spec, path)
     return IndexTarget(path, known, True, bool(upsert.options["prune"]))
 
 
-def transform_options(operator: Operator) -> TransformOptions:
+def transform_options(operator: Operator | PlannedOperator) -> TransformOptions:
     """The options of a ``transform`` operator.
 
     Raises:
@@ -152,7 +153,7 @@ def transform_options(operator: Operator) -> TransformOptions:
         raise WorkflowError(f"operator {operator.name!r}: {error}") from error
 
 
-def list_load(ordered: Sequence[Operator], metadata: Mapping[str, str], target: IndexTarget | None) -> Inputs | None:
+def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs | None:
     """List what the workflow's ``load`` reads; files that the index holds unchanged (size and mtime) are left out.
 
     Raises:
@@ -164,7 +165,7 @@ def list_load(ordered: Sequence[Operator], metadata: Mapping[str, str], target: 
         return None
     if len(loads) > 1:
         raise WorkflowError(f"operators {', '.join(op.name for op in loads)} all load; give one of them all the paths")
-    options = load_options(loads[0], metadata, target.spec.partitions if target else 64)
+    options = load_options(loads[0], target.spec.partitions if target else 64)
     listed = list_inputs(loads[0].options["paths"], options)
     table, unchanged, pruned = listed.table, 0, listed.table.select(["root", "source"]).slice(0, 0)
     if target is not None and target.exists:

@@ -38,8 +38,8 @@ class PlannedOperator:
         options: what it is called with.
         pattern: communication pattern, by value.
         domain: resource domain, by value.
-        input: fields (name, type) that come in.
-        output: fields (name, type) that go out.
+        input: schema that comes in, as an Arrow IPC message in hexadecimal; empty where nothing does.
+        output: schema that goes out, likewise.
         workers: persistent workers of this operator in every rank.
         batch_rows: rows of one batch at most; 0 where batches come as they are read.
         shuffle: whether rows move to the owner of their partition before this operator.
@@ -51,8 +51,8 @@ class PlannedOperator:
     options: Mapping[str, Any]
     pattern: str
     domain: str
-    input: tuple[tuple[str, str], ...]
-    output: tuple[tuple[str, str], ...]
+    input: str
+    output: str
     workers: int
     batch_rows: int
     shuffle: bool
@@ -194,10 +194,7 @@ class Plan:
             Stage(
                 **{
                     **stage,
-                    "operators": tuple(
-                        PlannedOperator(**{**operator, "input": _pairs(operator["input"]), "output": _pairs(operator["output"])})
-                        for operator in stage["operators"]
-                    ),
+                    "operators": tuple(PlannedOperator(**operator) for operator in stage["operators"]),
                     "after": tuple(stage["after"]),
                     "owners": tuple(stage["owners"]),
                 }
@@ -227,5 +224,15 @@ class Plan:
         }
 
 
-def _pairs(fields: Any) -> tuple[tuple[str, str], ...]:
-    return tuple((name, kind) for name, kind in fields)
+def schema_text(schema: pa.Schema | None) -> str:
+    """A schema as its Arrow IPC message in hexadecimal; empty for None."""
+    return schema.serialize().to_pybytes().hex() if schema is not None else ""
+
+
+def schema_of(text: str) -> pa.Schema:
+    """The schema that :func:`schema_text` wrote.
+
+    Raises:
+        pyarrow.ArrowInvalid: it is none.
+    """
+    return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))

@@ -1,0 +1,149 @@
+"""From a stage of the plan to the functions that run in one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from aaflow.compiler.ingest import load_options, transform_options
+from aaflow.compiler.partitioning import split_readers
+from aaflow.compiler.plan import Plan, PlannedOperator, Stage, schema_of
+from aaflow.dataplane.communicator import Communicator
+from aaflow.errors import IndexMissing
+from aaflow.index import open_index
+from aaflow.index import Stage as IndexStage
+from aaflow.operators.apply import Apply
+from aaflow.operators.embed import Embed
+from aaflow.operators.embedders import make_embedder
+from aaflow.operators.load import Load
+from aaflow.operators.operator import Item, Pattern, StreamFunction
+from aaflow.operators.retrieve import Queries, Retrieve
+from aaflow.operators.transform import Transform
+from aaflow.operators.upsert import Upsert
+from aaflow.runtime.shuffle import Shuffle
+from aaflow.runtime.unchanged import KnownDocuments, Unchanged
+
+Unit = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """What a rank knows besides its plan.
+
+    Attributes:
+        plan: the whole plan.
+        stage: the stage that this rank runs.
+        communicator: of its task group.
+        epoch: the writer's epoch; None where nothing is written.
+        device: torch device of the slot.
+    """
+
+    plan: Plan
+    stage: Stage
+    communicator: Communicator
+    epoch: int | None
+    device: str
+
+
+def chain_of(context: RankContext) -> list[tuple[str, StreamFunction]]:
+    """The named functions of a stage, in order: its operators, and between them what moves or drops rows."""
+    staging = _staging(context)
+    committed = staging.committed() if staging is not None else set()
+    functions: list[tuple[str, StreamFunction]] = []
+    if committed and context.stage.operators[0].kind != "load":
+        functions.append(("committed", DropCommitted(committed)))
+    for operator in context.stage.operators:
+        if operator.shuffle and context.plan.listing is not None:
+            functions.append(("shuffle", _shuffle(context, operator)))
+            if committed:
+                functions.append(("committed", DropCommitted(committed)))
+        functions.append((operator.name, _function(operator, context, staging, committed)))
+        if operator.kind == "load":
+            known = _known_documents(context)
+            if known is not None:
+                functions.append(("unchanged", Unchanged(known)))
+    return functions
+
+
+class DropCommitted:
+    """Leaves out the units that an earlier run of the same work committed."""
+
+    def __init__(self, committed: set[Unit]) -> None:
+        self._committed = committed
+
+    def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
+        """See :class:`aaflow.operators.operator.StreamFunction`."""
+        return (item for item in items if (item.tranche, item.partition) not in self._committed)
+
+
+def _staging(context: RankContext) -> IndexStage | None:
+    if context.plan.index is None or context.epoch is None:
+        return None
+    return IndexStage(Path(context.plan.index["path"]), context.epoch, context.plan.work_key)
+
+
+def _function(
+    operator: PlannedOperator, context: RankContext, staging: IndexStage | None, committed: set[Unit]
+) -> StreamFunction:
+    options = operator.options
+    if operator.kind == "load":
+        return Load(load_options(operator, context.plan.partitions), _my_splits(context, committed))
+    if operator.kind == "transform":
+        return Transform(transform_options(operator))
+    if operator.kind == "embed":
+        model, dimension = options["model"], options["dimension"]
+        device = "cpu" if options["device"] == "cpu" else context.device
+        return Embed(lambda: make_embedder(model, dimension=dimension, device=device), operator.batch_rows, operator.workers)
+    if operator.kind == "upsert":
+        assert staging is not None
+        return Upsert(staging)
+    if operator.kind == "queries":
+        return Queries(options["texts"], context.communicator)
+    if operator.kind == "retrieve":
+        return Retrieve(Path(options["index"]), options["k"], options["backend"], context.communicator)
+    whole = operator.pattern in (Pattern.SHUFFLE_REDUCE.value, Pattern.SHUFFLE_COMPUTE.value)
+    return Apply(operator.name, operator.function, options, schema_of(operator.output), whole_units=whole)
+
+
+def _shuffle(context: RankContext, operator: PlannedOperator) -> Shuffle:
+    assert context.plan.listing is not None
+    schema = schema_of(operator.input)
+    return Shuffle(context.communicator, context.stage.owners, context.plan.listing.tranches, schema)
+
+
+def _my_splits(context: RankContext, committed: set[Unit]) -> pa.Table:
+    """The splits that this rank reads, without those whose units are all committed."""
+    listing = context.plan.tables["listing"]
+    readers = split_readers(listing, context.stage.owners, context.stage.ranks)
+    mine = readers == context.communicator.rank
+    if committed:
+        mine &= ~_done(listing, committed, context.plan.partitions)
+    return listing.filter(pa.array(mine))
+
+
+def _done(listing: pa.Table, committed: set[Unit], partitions: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    tranche, partition = listing["tranche"].to_numpy(), listing["partition"].to_numpy()
+    done = np.zeros((int(tranche.max(initial=-1)) + 1, partitions + 1), np.bool_)
+    for unit in committed:
+        done[unit] = True
+    done[:, partitions] = done[:, :partitions].all(axis=1)  # partition -1 reads this: a tranche whose units are all in
+    return done[tranche, partition]
+
+
+def _known_documents(context: RankContext) -> KnownDocuments | None:
+    if context.plan.index is None:
+        return None
+    try:
+        with open_index(Path(context.plan.index["path"])) as index:
+            return KnownDocuments.of(index) if index.info().documents else None
+    except IndexMissing:
+        return None
+
+
+def readers_of(stages: Sequence[Stage], stage: Stage) -> list[Stage]:
+    """The stages that read what ``stage`` gives."""
+    return [other for other in stages if stage.name in other.after]

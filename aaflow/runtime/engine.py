@@ -1,0 +1,123 @@
+"""The batched engine of a rank: the operators of a fused chain overlap, each in a thread, bounded queues between."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+
+from aaflow.operators.operator import Item, StreamFunction
+from aaflow.runtime.trace import OperatorTrace
+
+
+class Cancelled(Exception):
+    """Another operator of the chain failed; this one stops."""
+
+
+class Channel:
+    """A bounded queue between two operators of one rank; a cancelled chain wakes both ends."""
+
+    _END = object()
+
+    def __init__(self, bound: int, cancelled: threading.Event) -> None:
+        self._queue: queue.Queue[object] = queue.Queue(bound)
+        self._cancelled = cancelled
+
+    def put(self, item: Item) -> None:
+        """Wait for room, then add an item.
+
+        Raises:
+            Cancelled: the chain was cancelled.
+        """
+        self._offer(item)
+
+    def close(self) -> None:
+        """Say that nothing more comes."""
+        self._offer(self._END)
+
+    def wake(self) -> None:
+        """After the chain was cancelled: make room for whoever waits to put, and an end for whoever waits to get."""
+        while True:
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                break
+        with contextlib.suppress(queue.Full):  # whoever filled it meanwhile sees the cancellation, and so do we
+            self._queue.put_nowait(self._END)
+
+    def __iter__(self) -> Iterator[Item]:
+        while True:
+            item = self._queue.get()
+            if self._cancelled.is_set():
+                raise Cancelled
+            if item is self._END:
+                return
+            assert isinstance(item, Item)
+            yield item
+
+    def _offer(self, item: object) -> None:
+        if self._cancelled.is_set():
+            raise Cancelled
+        self._queue.put(item)
+        if self._cancelled.is_set():
+            raise Cancelled
+
+
+def run_chain(
+    functions: Sequence[tuple[OperatorTrace, StreamFunction]], source: Iterable[Item], bound: int
+) -> Iterator[Item]:
+    """Run a chain of operators over a source; give the items that the last one gives.
+
+    Each operator runs in a thread of its own; the last one's items are drawn by the caller.
+
+    Args:
+        functions: trace and function of every operator, in order.
+        source: items that go into the first one.
+        bound: items that a queue holds.
+
+    Raises:
+        Exception: what an operator raised; the others have ended then.
+    """
+    cancelled = threading.Event()
+    failures: list[BaseException] = []
+    channels = [Channel(bound, cancelled) for _ in functions]
+    lock = threading.Lock()
+
+    def fail(error: BaseException) -> None:
+        with lock:
+            if not isinstance(error, Cancelled):
+                failures.append(error)
+            cancelled.set()
+            for channel in channels:
+                channel.wake()
+
+    def work(position: int) -> None:
+        trace, function = functions[position]
+        items: Iterable[Item] = source if position == 0 else channels[position - 1]
+        out = channels[position]
+        try:
+            for item in trace.record(function, items):
+                out.put(item)
+            out.close()
+        except BaseException as error:  # noqa: BLE001 - whatever ends one operator ends the chain
+            fail(error)
+
+    threads = [
+        threading.Thread(target=work, args=(position,), name=trace.operator, daemon=True)
+        for position, (trace, _) in enumerate(functions)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        yield from channels[-1]
+    except Cancelled:
+        pass
+    except BaseException as error:
+        fail(error)
+        raise
+    finally:
+        for thread in threads:
+            thread.join()
+    if failures:
+        raise failures[0]

@@ -1,0 +1,196 @@
+"""The main program of a rank: ``python -m aaflow.runtime.stage PLACEMENT STAGE``, under mpiexec or srun.
+
+``PLACEMENT`` is the placement.json of a run folder.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aaflow.runtime.group import register_rank
+from aaflow.runtime.runfolder import RunFolder
+
+if TYPE_CHECKING:
+    from aaflow.dataplane.communicator import Communicator
+    from aaflow.operators.operator import Item, StreamFunction
+    from aaflow.runtime.trace import OperatorTrace
+    from aaflow.scheduling.placement import Placement
+    from aaflow.scheduling.slot import Slot
+
+#: Seconds between two notes of how far a rank is.
+PROGRESS_SECONDS = 0.5
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run this rank of a stage; 0 when it did its work."""
+    placement_path, stage_name = (arguments or sys.argv[1:])[:2]
+    folder = RunFolder(Path(placement_path).parent)
+    rank = _rank_of_environment()
+    try:
+        from aaflow.scheduling.placement import Placement
+
+        placement = Placement.load(folder.path)
+        pin(placement.slots[stage_name][rank])
+        from aaflow.dataplane.communicator import communicator
+
+        comm = communicator(placement.plan.stage(stage_name).communicator)
+        _check_size(comm, placement, stage_name)
+        register_rank(str(folder.path), stage_name, rank)
+        _run_rank(folder, placement, stage_name, comm)
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the group has to end with its reason
+        _fail(folder, stage_name, rank, error)
+        return 1
+    return 0
+
+
+def pin(slot: Slot) -> None:
+    """Pin this process to its slot: cores, accelerators, one thread for libraries that start their own.
+
+    Cores that this process may not use (a smaller allocation, an oversubscribed machine) are taken modulo those it may.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    wanted = {core if core in allowed else allowed[core % len(allowed)] for core in slot.cores}
+    os.sched_setaffinity(0, wanted)
+    if slot.accelerators is not None:
+        os.environ[slot.accelerators.variable] = ",".join(slot.accelerators.ids)
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"):
+        os.environ[variable] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _rank_of_environment() -> int:
+    """This process's rank before MPI is up: PMI (MPICH, Intel, Cray), Open MPI, PMIx, Slurm; 0 for a process alone."""
+    for variable in ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PALS_RANKID", "SLURM_PROCID"):
+        if variable in os.environ:
+            return int(os.environ[variable])
+    return 0
+
+
+def _check_size(comm: Communicator, placement: Placement, stage: str) -> None:
+    ranks = placement.plan.stage(stage).ranks
+    if comm.size != ranks:
+        from aaflow.errors import PlacementError
+
+        raise PlacementError(
+            f"stage {stage!r} was placed on {ranks} ranks and started with {comm.size}: "
+            "is the launcher that of another MPI library than mpi4py's? See 'aaflow doctor'."
+        )
+
+
+def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator) -> None:
+    from aaflow.compiler.compile import QUEUE_BOUND
+    from aaflow.runtime.chain import RankContext, chain_of
+    from aaflow.runtime.engine import run_chain
+    from aaflow.runtime.trace import OperatorTrace, write_trace
+
+    plan = placement.plan
+    stage = plan.stage(stage_name)
+    run = folder.read_json("run.json") or {}
+    device = "cuda" if stage.accelerated else "cpu"
+    began = time.time()
+    functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device))
+    traced = [(OperatorTrace(name), function) for name, function in functions]
+    traces = [trace for trace, _ in traced]
+    ready = time.time()
+    with _Progress(folder, f"{stage_name}.{comm.rank}", traces):
+        _drain(folder, placement, stage_name, comm, run_chain(traced, _source(folder, placement, stage_name, comm), QUEUE_BOUND))
+    write_trace(folder.trace / f"{stage_name}.{comm.rank}.arrow", traces, stage_name, comm.rank)
+    summary = {"began": began, "ready": ready, "ended": time.time(), "rows": {t.operator: t.rows for t in traces}}
+    folder.write_json(f"results/{stage_name}.{comm.rank}.json", summary)
+
+
+def _source(folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator) -> Iterator[Item]:
+    from aaflow.runtime.shuffle import TakeOver
+
+    stage = placement.plan.stage(stage_name)
+    if not stage.after:
+        return iter(())
+    return iter(TakeOver(folder.edges / stage.after[0] / stage_name, comm.rank, stage.owners))
+
+
+def _drain(
+    folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator, items: Iterator[Item]
+) -> None:
+    """Take what the last operator gives: to the next stages, or into the output of the run."""
+    from aaflow.compiler.plan import schema_of
+    from aaflow.runtime.chain import readers_of
+    from aaflow.runtime.shuffle import HandOver, OutputFile
+
+    stage = placement.plan.stage(stage_name)
+    given = stage.operators[-1].output
+    if not given:
+        for _ in items:
+            pass
+        return
+    readers = readers_of(placement.plan.stages, stage)
+    schema = schema_of(given)
+    (folder.edges / stage_name).mkdir(mode=0o700, exist_ok=True)
+    sinks = [HandOver(folder.edges / stage_name / r.name, comm.rank, r.owners, r.ranks, schema) for r in readers]
+    output = None if readers else OutputFile(folder.output / f"{stage_name}.{comm.rank}.arrow", schema)
+    for item in items:
+        for sink in sinks:
+            sink.write(item)
+        if output is not None:
+            output.write(item)
+    for closing in (*sinks, *([output] if output is not None else [])):
+        closing.close()
+
+
+class _Progress:
+    """Notes how many rows every operator gave, while a rank works and once when it is done."""
+
+    def __init__(self, folder: RunFolder, name: str, traces: Sequence[OperatorTrace]) -> None:
+        self._folder = folder
+        self._name = f"progress/{name}.json"
+        self._traces = traces
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._note_on, name="progress", daemon=True)
+
+    def __enter__(self) -> _Progress:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._note(done=True)
+
+    def _note_on(self) -> None:
+        while not self._done.wait(PROGRESS_SECONDS):
+            self._note(done=False)
+
+    def _note(self, *, done: bool) -> None:
+        rows = {trace.operator: trace.rows for trace in self._traces}
+        ended = [trace.operator for trace in self._traces if trace.ended]
+        self._folder.write_json(self._name, {"rows": rows, "ended": ended, "done": done})
+
+
+def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> None:
+    """Say why, then end the whole group: the others may wait for this rank in a collective."""
+    traceback.print_exception(type(error), error, error.__traceback__)
+    from aaflow.errors import AaflowError
+
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    record: dict[str, Any] = {
+        "rank": rank,
+        "type": type(error).__name__,
+        "error": str(error) if isinstance(error, AaflowError) else f"{type(error).__name__}: {error}",
+        "where": f"{place[0].filename}:{place[0].lineno}" if place else "",
+        "time": time.time(),
+    }
+    folder.write_json(f"errors/{stage}.{rank}.json", record)
+    sys.stderr.flush()
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.COMM_WORLD.Abort(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
