@@ -1,0 +1,57 @@
+"""Ending what is left of a task group on this node and removing what it left behind. Standard library only."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+from collections.abc import Callable
+
+from aaflow.runtime import processes, records, sharedfiles
+
+
+def registered_files(run_folder: str, stage: str | None = None) -> set[sharedfiles.SharedFile]:
+    """The shared-memory files that the ranks of a stage (of every stage) registered on this node."""
+    found, here = set(), processes.this_node()
+    ranks = records.all_ranks(run_folder) if stage is None else records.per_rank(run_folder, "ranks", stage).values()
+    for record in ranks:
+        with contextlib.suppress(KeyError, ValueError):
+            if processes.read_node(record) == here:
+                found |= {sharedfiles.read_shared_file(file) for file in record["shared"]}
+    return found
+
+
+def clean_group(
+    run_folder: str,
+    stage: str,
+    find: Callable[[], list[processes.Process]],
+    *,
+    since: int | None = None,
+    seconds: float = processes.END_SECONDS,
+) -> tuple[str, ...]:
+    """SIGKILL what is left of a group, remove the shared memory and half-written records of its dead ranks.
+
+    Args:
+        run_folder: of the run.
+        stage: of the group.
+        find: the living processes of the group on this node.
+        since: start of the group (ns) when it ended badly: files of ranks that were killed before they could
+            register go too, by the names that MPI libraries give.
+        seconds: how long to go on when processes don't die.
+
+    Returns:
+        What is left, in words.
+    """
+    alive = find()
+    files = registered_files(run_folder, stage)
+    for process in alive:
+        files |= sharedfiles.mapped_by(process.pid)
+    left = processes.end_all(find, seconds=seconds) if alive or since is not None else []
+    if since is not None:
+        files |= sharedfiles.made_by_mpi_since(since)
+    sharedfiles.remove_unused(files)
+    for folder in ("ranks", "errors"):
+        for path in glob.glob(f"{glob.escape(os.path.join(run_folder, folder, stage))}.*.tmp"):
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+    return tuple(f"process {process.pid}" for process in left)

@@ -1,0 +1,153 @@
+"""Starting a task group and waiting for its end.
+
+:func:`run_group` is what a pilot calls on the node that starts the group; it watches the keeper, and the keeper
+watches it (see :mod:`aaflow.runtime.keeper` for who notices what). :func:`register_rank` is what a rank calls after
+``MPI_Init``. Imports are kept small: an engine's worker imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+from aaflow.errors import RunError
+from aaflow.runtime import processes, records, sharedfiles
+from aaflow.runtime.cleaning import clean_group
+from aaflow.runtime.ending import GroupResult, signal_name, stage_error
+
+
+def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Mapping[str, str]) -> GroupResult:
+    """Run the task group of a stage and return when nothing of it is left on this node.
+
+    The launch command runs under a keeper. When the caller dies, the keeper sees the end of its pipe and ends the
+    group; when the keeper dies, this function ends the group itself.
+
+    Args:
+        run_folder: folder of a run whose driver holds an :class:`aaflow.runtime.lease.RunLease`.
+        stage: name of the stage.
+        argv: the launch command.
+        environment: variables on top of those of this process.
+
+    Raises:
+        StageError: the group did not do its work; names the stage, the rank that failed first and the log.
+        RunError: the run folder has no run, or its run has ended.
+        ValueError: the stage's name can't be part of a file's name.
+    """
+    records.check_stage(stage)
+    driver = records.read(records.driver_path(run_folder))
+    if driver is None or "ended" in driver:
+        raise RunError(f"stage {stage!r}: the run in {run_folder} has ended or never began; start a new one")
+    _forget_earlier(run_folder, stage)
+    inherited = {name: value for name, value in os.environ.items() if name not in (processes.ENGINE, processes.GROUP)}
+    order = json.dumps({"argv": list(argv), "environment": {**inherited, **environment}})
+    since = time.time_ns()
+    keeper = start_keeper(run_folder, stage, "group", run=str(driver["run"]))
+    try:
+        # A keeper that is dead already says so by its exit.
+        with contextlib.suppress(BrokenPipeError):
+            _tell(keeper, order)
+        keeper.wait()
+    finally:
+        # Where the caller is interrupted, the end of the pipe makes the keeper end the group.
+        _close(keeper)
+        keeper.wait()
+    record = records.read(records.group_path(run_folder, stage))
+    if record is None:
+        result = _after_keeper(run_folder, stage, str(driver["run"]), keeper.returncode, since)
+    else:
+        result = GroupResult.from_json(record)
+    if not result.succeeded:
+        raise stage_error(run_folder, result)
+    return result
+
+
+def start_keeper(run_folder: str, stage: str, kind: str, *, run: str) -> subprocess.Popen[bytes]:
+    """Start a keeper; its stdin is a pipe whose end tells it that this process died.
+
+    Args:
+        run_folder: of the run.
+        stage: of the group; ``-`` for an engine.
+        kind: ``group``, ``node`` or ``engine``.
+        run: id of the run.
+    """
+    log = records.log_path(run_folder, "engine" if kind == "engine" else stage)
+    os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
+    marks = (processes.ENGINE, processes.GROUP)
+    environment = {name: value for name, value in os.environ.items() if name not in marks}
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "aaflow.runtime.keeper", run_folder, stage, kind],
+            env={**environment, processes.RUN: run},
+            stdin=subprocess.DEVNULL if kind == "node" else subprocess.PIPE,
+            stdout=handle,
+            stderr=handle,
+            start_new_session=True,
+        )
+    finally:
+        os.close(handle)
+
+
+def _tell(keeper: subprocess.Popen[bytes], order: str) -> None:
+    assert keeper.stdin is not None
+    keeper.stdin.write(order.encode() + b"\n")
+    keeper.stdin.flush()
+
+
+def _close(keeper: subprocess.Popen[bytes]) -> None:
+    assert keeper.stdin is not None
+    with contextlib.suppress(OSError):
+        keeper.stdin.close()
+
+
+def _forget_earlier(run_folder: str, stage: str) -> None:
+    """Remove what an earlier attempt at this stage said about itself."""
+    paths = [records.group_path(run_folder, stage)]
+    for kind in ("ranks", "errors"):
+        paths += records.per_rank_paths(run_folder, kind, stage).values()
+    paths += glob.glob(f"{glob.escape(os.path.join(run_folder, 'ranks', stage))}.*.keeper")
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+
+def _after_keeper(run_folder: str, stage: str, run: str, code: int, since: int) -> GroupResult:
+    """End a group whose keeper is dead, and say so."""
+
+    def find() -> list[processes.Process]:
+        return processes.find_marked(processes.GROUP, f"{run}/{stage}")
+
+    left = clean_group(run_folder, stage, find, since=since)
+    how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code} before the group did"
+    return GroupResult(stage, reason=f"its keeper {how}", left=left)
+
+
+def register_rank(run_folder: str, stage: str, rank: int) -> None:
+    """Say in ``ranks/<stage>.<rank>.json`` what this rank is and which shared memory it maps; after ``MPI_Init``.
+
+    On a node other than the one that launched the group, the first rank to come also starts that node's keeper.
+    """
+    shared = sorted(sharedfiles.mapped_by(os.getpid()), key=lambda file: file.path)
+    record = {**processes.identity(), "rank": rank, "shared": [asdict(file) for file in shared]}
+    path = os.path.join(run_folder, "ranks", f"{records.check_stage(stage)}.{rank}.json")
+    records.write(path, record)
+    keeper = os.environ.get(processes.KEEPER)
+    if keeper and processes.read_node(json.loads(keeper)) != processes.this_node():
+        _start_node_keeper(run_folder, stage)
+
+
+def _start_node_keeper(run_folder: str, stage: str) -> None:
+    """Start this node's keeper of the group unless another rank has."""
+    run, host = os.environ[processes.RUN], processes.this_node().host
+    claim = os.path.join(run_folder, "ranks", f"{stage}.{host}.keeper")
+    os.makedirs(os.path.dirname(claim), mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        start_keeper(run_folder, stage, "node", run=run)

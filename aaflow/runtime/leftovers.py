@@ -1,0 +1,83 @@
+"""What runs left on this node although their driver is gone: for ``aaflow doctor`` and for the next run.
+
+A keeper ends its group within seconds of its driver's death. Something is left only where the keeper died as well, or
+where a whole node did. Processes are found by their marks, shared memory by what ranks registered in the run folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from aaflow.runtime import processes, records, sharedfiles
+from aaflow.runtime.cleaning import registered_files
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """What a dead run left on this node.
+
+    Attributes:
+        run_folder: its folder; logs and results stay there.
+        run: its id.
+        processes: living processes that carry its mark.
+        files: registered shared-memory files that still exist.
+    """
+
+    run_folder: str
+    run: str
+    processes: tuple[processes.Process, ...]
+    files: tuple[sharedfiles.SharedFile, ...]
+
+
+def find_leftovers(runs_folder: str) -> list[Leftover]:
+    """What dead runs in ``runs_folder`` left on this node; a run whose driver is on another node is left alone."""
+    found = []
+    with contextlib.suppress(OSError), os.scandir(runs_folder) as entries:
+        folders = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
+        for folder in folders:
+            driver = records.read(records.driver_path(folder))
+            if driver is not None and _is_over(driver) and (leftover := _look(folder, str(driver["run"]))):
+                found.append(leftover)
+    return found
+
+
+def remove(leftover: Leftover) -> tuple[str, ...]:
+    """SIGKILL the processes of a dead run on this node and remove its shared memory; returns what is left, in words."""
+    run = leftover.run
+
+    def find() -> list[processes.Process]:
+        return _marked(run)
+
+    files = set(leftover.files)
+    for process in find():
+        files |= sharedfiles.mapped_by(process.pid)
+    left = processes.end_all(find)
+    sharedfiles.remove_unused(files)
+    still = [file.path for file in leftover.files if sharedfiles.is_there(file)]
+    return (*(f"process {process.pid}" for process in left), *still)
+
+
+def _is_over(driver: Mapping[str, Any]) -> bool:
+    """Whether the run gave up or its driver, on this node, is dead."""
+    try:
+        if processes.read_node(driver) != processes.this_node():
+            return False
+        return "ended" in driver or not processes.is_alive(processes.read_process(driver))
+    except (KeyError, ValueError):
+        return False
+
+
+def _marked(run: str) -> list[processes.Process]:
+    return list({*processes.find_marked(processes.RUN, run), *processes.find_marked(processes.ENGINE, run)})
+
+
+def _look(run_folder: str, run: str) -> Leftover | None:
+    files = sorted(
+        (file for file in registered_files(run_folder) if sharedfiles.is_there(file)), key=lambda file: file.path
+    )
+    alive = sorted(_marked(run), key=lambda process: process.pid)
+    return Leftover(run_folder, run, tuple(alive), tuple(files)) if alive or files else None

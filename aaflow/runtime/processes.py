@@ -1,0 +1,197 @@
+"""Finding and ending the processes of a run through ``/proc``.
+
+MPI launchers put ranks in sessions of their own and orphans change their parent, so neither a process group nor a
+process tree reaches all of a run. Its environment does: every process of a task group carries :data:`GROUP`, every
+process of a run :data:`RUN`, and an engine that aaflow started itself :data:`ENGINE`. Only processes of this user and
+this pid namespace are looked at. Standard library only: the keeper imports this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+#: Environment variables that mark processes: the run, ``<run>/<stage>``, and the run whose pilot started an engine.
+RUN = "AAFLOW_RUN"
+GROUP = "AAFLOW_GROUP"
+ENGINE = "AAFLOW_ENGINE"
+#: Tells the ranks of a group on which node (JSON of :class:`Node`) their keeper runs.
+KEEPER = "AAFLOW_KEEPER"
+
+#: How long :func:`end_marked` goes on when processes don't die (a process in uninterruptible I/O), in seconds.
+END_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """What says that two pids can be compared: host name, boot and pid namespace (a container has its own)."""
+
+    host: str
+    boot: str
+    namespace: str
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process that can't be mistaken for a later one with the same pid.
+
+    Attributes:
+        pid: process id.
+        start: its start, in clock ticks since boot.
+    """
+
+    pid: int
+    start: int
+
+
+def this_node() -> Node:
+    """The node that this process runs on."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        boot = file.read().strip()
+    return Node(socket.gethostname(), boot, os.readlink("/proc/self/ns/pid"))
+
+
+def read_node(record: Mapping[str, Any]) -> Node:
+    """The node in a JSON record that :func:`identity` made."""
+    return Node(str(record["host"]), str(record["boot"]), str(record["namespace"]))
+
+
+def read_process(record: Mapping[str, Any]) -> Process:
+    """The process in a JSON record that :func:`identity` made."""
+    return Process(int(record["pid"]), int(record["start"]))
+
+
+def identity() -> dict[str, Any]:
+    """This process and its node, as JSON values."""
+    return {**asdict(this_node()), **asdict(this_process())}
+
+
+def _stat(pid: int) -> list[str]:
+    """Fields of ``/proc/PID/stat`` after the command's name: state, parent, ...; empty when there is no process."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def find_process(pid: int) -> Process | None:
+    """The living process with this pid; None when there is none or only a zombie."""
+    fields = _stat(pid)
+    if not fields or fields[0] in "ZX":
+        return None
+    return Process(pid, int(fields[19]))
+
+
+def this_process() -> Process:
+    """The process that calls."""
+    return Process(os.getpid(), int(_stat(os.getpid())[19]))
+
+
+def parent_of(pid: int) -> Process | None:
+    """The parent of a process, or None."""
+    fields = _stat(pid)
+    return find_process(int(fields[1])) if fields else None
+
+
+def is_alive(process: Process) -> bool:
+    """Whether this very process lives (a zombie does not)."""
+    return find_process(process.pid) == process
+
+
+def children(pid: int) -> list[Process]:
+    """The living children that the main thread of a process made; empty where the kernel doesn't tell."""
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            found = [find_process(int(child)) for child in file.read().split()]
+    except OSError:
+        return []
+    return [child for child in found if child]
+
+
+def command_name(pid: int) -> str:
+    """The kernel's name of a process (at most 15 characters), or the empty string."""
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def own_pids() -> Iterator[int]:
+    """Pids of this user's processes."""
+    user = os.geteuid()
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                if os.stat(f"/proc/{name}").st_uid == user:
+                    yield int(name)
+
+
+def _carries(pid: int, entry: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return entry in b"\0" + file.read()
+    except OSError:
+        return False
+
+
+def find_marked(marker: str, value: str) -> list[Process]:
+    """The living processes that were started with ``marker=value`` in their environment, this one left out."""
+    entry = f"\0{marker}={value}\0".encode()
+    found = [find_process(pid) for pid in own_pids() if pid != os.getpid() and _carries(pid, entry)]
+    return [process for process in found if process]
+
+
+def kill(process: Process) -> None:
+    """Send SIGKILL to this very process, and to no later one that got its pid."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except (AttributeError, OSError):  # a kernel before 5.3, or a process that has ended
+        if is_alive(process):
+            with contextlib.suppress(OSError):
+                os.kill(process.pid, signal.SIGKILL)
+        return
+    try:
+        if is_alive(process):
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(handle, signal.SIGKILL)
+    finally:
+        os.close(handle)
+
+
+def end_all(find: Callable[[], list[Process]], *, seconds: float = END_SECONDS) -> list[Process]:
+    """SIGKILL what ``find`` finds until it finds nothing twice in a row; returns what is left after ``seconds``.
+
+    Twice, because a process that is just being started or is inside ``execve`` shows no environment for a moment.
+    """
+    deadline = time.monotonic() + seconds
+    quiet = 0
+    while True:
+        alive = find()
+        quiet = 0 if alive else quiet + 1
+        if quiet == 2 or time.monotonic() > deadline:
+            return alive
+        for process in alive:
+            kill(process)
+        time.sleep(0.01)
+
+
+def end_marked(marker: str, value: str, *, seconds: float = END_SECONDS) -> list[Process]:
+    """SIGKILL every process that carries ``marker=value`` and wait for its end; returns what is left."""
+    return end_all(lambda: find_marked(marker, value), seconds=seconds)
+
+
+def marked(environment: Mapping[str, str], *, run: str, stage: str) -> dict[str, str]:
+    """``environment`` with the marks of a task group.
+
+    ``SPT_NOENV`` keeps setproctitle, should a process use it, from overwriting the environment that ``/proc`` shows.
+    """
+    marks = {RUN: run, GROUP: f"{run}/{stage}", "SPT_NOENV": "1"}
+    return {**{name: value for name, value in environment.items() if name != ENGINE}, **marks}

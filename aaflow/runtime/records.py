@@ -1,0 +1,113 @@
+"""The small JSON files by which the parts of a run find each other in its run folder. Standard library only.
+
+========================== ===========================================================
+driver.json                who owns the run, where its lease answers; by the driver
+engine.json                the run whose pilot started an engine of its own
+keys/                      CURVE keys of the run (0700, files 0600)
+groups/STAGE.json          how the task group ended; by its keeper
+ranks/STAGE.RANK.json      node, process, shared-memory files; by the rank
+errors/STAGE.RANK.json     what went wrong in a rank; by the rank before it aborts
+logs/STAGE.out             stdout and stderr of the group, and what its keeper has to say
+========================== ===========================================================
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import re
+from typing import Any
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
+
+
+def check_stage(stage: str) -> str:
+    """``stage`` if it can be part of a file's name.
+
+    Raises:
+        ValueError: it has characters other than letters, digits and ``_ + -``.
+    """
+    if not _NAME.fullmatch(stage):
+        raise ValueError(f"stage {stage!r}: a name is made of letters, digits and _ + -")
+    return stage
+
+
+def write(path: str, record: Any) -> None:
+    """Write JSON to ``path``, whole or not at all; folder 0700, file 0600."""
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    temporary = f"{path}.{os.uname().nodename}.{os.getpid()}.tmp"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(record, file)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def read(path: str) -> dict[str, Any] | None:
+    """The JSON object in ``path``; None when it is missing or not one."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            record = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def per_rank(run_folder: str, kind: str, stage: str) -> dict[int, dict[str, Any]]:
+    """The records of the ranks of a stage, by rank; ``kind`` is ``ranks`` or ``errors``."""
+    records = {}
+    for rank, path in per_rank_paths(run_folder, kind, stage).items():
+        record = read(path)
+        if record is not None:
+            records[rank] = record
+    return records
+
+
+def per_rank_paths(run_folder: str, kind: str, stage: str) -> dict[int, str]:
+    """Paths of the records of the ranks of a stage, in order of ranks."""
+    folder = os.path.join(run_folder, kind)
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            head, _, suffix = name.rpartition(".")
+            owner, _, rank = head.rpartition(".")
+            if suffix == "json" and owner == stage and rank.isdecimal():
+                found[int(rank)] = os.path.join(folder, name)
+    return dict(sorted(found.items()))
+
+
+def all_ranks(run_folder: str) -> list[dict[str, Any]]:
+    """The records of all ranks of a run."""
+    paths = glob.glob(f"{glob.escape(os.path.join(run_folder, 'ranks'))}/*.json")
+    return [record for path in sorted(paths) if (record := read(path)) is not None]
+
+
+def group_path(run_folder: str, stage: str) -> str:
+    """Where the keeper writes how the group ended."""
+    return os.path.join(run_folder, "groups", f"{stage}.json")
+
+
+def log_path(run_folder: str, stage: str) -> str:
+    """The log of a task group."""
+    return os.path.join(run_folder, "logs", f"{stage}.out")
+
+
+def driver_path(run_folder: str) -> str:
+    """Where the driver says who and where it is."""
+    return os.path.join(run_folder, "driver.json")
+
+
+def engine_path(run_folder: str) -> str:
+    """Where a run says that it started an engine of its own."""
+    return os.path.join(run_folder, "engine.json")
+
+
+def client_keys_path(run_folder: str) -> str:
+    """The keys with which a keeper speaks to the driver."""
+    return os.path.join(run_folder, "keys", "keeper.json")
