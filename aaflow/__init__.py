@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from aaflow.compiler.plan import Plan
     from aaflow.index import open_index
     from aaflow.operators.operator import Domain, Pattern
-    from aaflow.pilot import Pilot, RunResult, compile, place, run  # noqa: A004 - the word of the field
+    from aaflow.pilot import Pilot
+    from aaflow.run import RunResult, compile, place, run  # noqa: A004 - the words of the field
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.site import Site
     from aaflow.scheduling.sitefile import load_site
@@ -31,14 +32,14 @@ _HOMES = {
     "Pilot": "aaflow.pilot",
     "Placement": "aaflow.scheduling.placement",
     "Plan": "aaflow.compiler.plan",
-    "RunResult": "aaflow.pilot",
+    "RunResult": "aaflow.run",
     "Site": "aaflow.scheduling.site",
     "Workflow": "aaflow.workflow",
-    "compile": "aaflow.pilot",
+    "compile": "aaflow.run",
     "load_site": "aaflow.scheduling.sitefile",
     "open_index": "aaflow.index",
-    "place": "aaflow.pilot",
-    "run": "aaflow.pilot",
+    "place": "aaflow.run",
+    "run": "aaflow.run",
 }
 
 __all__ = [

@@ -1,0 +1,224 @@
+"""The driver of a run: compile, place, start the task groups through a pilot, publish what they committed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.ipc
+
+from aaflow.compiler import Plan, compile_workflow
+from aaflow.errors import PilotError, RunError
+from aaflow.index import IndexSpec, Writer
+from aaflow.pilot import Pilot, find_pilot, write_launch_orders
+from aaflow.runtime.lease import RunLease
+from aaflow.runtime.runfolder import RunFolder
+from aaflow.runtime.trace import logical_digest, read_trace
+from aaflow.scheduling.interface import interface_address
+from aaflow.scheduling.placement import Placement
+from aaflow.scheduling.placement import place as place_plan
+from aaflow.scheduling.site import Site
+from aaflow.scheduling.sitefile import load_site
+from aaflow.workflow import Workflow
+
+#: Seconds between two looks at progress and at the engine's health.
+LOOK_SECONDS = 0.5
+#: Seconds that an engine may take to deliver the result of a group that has ended.
+DELIVERY_SECONDS = 15.0
+
+Progress = Callable[[RunFolder], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run did.
+
+    Attributes:
+        folder: its run folder.
+        placement: what ran where.
+        seconds: from the call to the end.
+        generation: generation of the index afterwards; None where the run writes no index.
+        notices: documents that were skipped and metadata that did not fit; rows of :data:`aaflow.schema.NOTICES`.
+        timings: seconds of the phases of every stage: ``start`` (until its first rank was ready), ``work``.
+    """
+
+    folder: Path
+    placement: Placement
+    seconds: float
+    generation: int | None
+    notices: pa.Table
+    timings: Mapping[str, Mapping[str, float]]
+
+    def output(self) -> pa.Table:
+        """The rows that the last operators of the workflow gave, by rank.
+
+        Raises:
+            RunError: they gave none: the workflow ends in an index.
+        """
+        paths = sorted((self.folder / "output").glob("*.arrow"), key=lambda path: int(path.stem.rpartition(".")[2]))
+        tables = [pa.ipc.open_file(pa.memory_map(str(path))).read_all() for path in paths]
+        if not tables:
+            raise RunError(f"run {self.folder} has no output: its workflow ends in an index")
+        return pa.concat_tables(tables)
+
+    def trace(self) -> pa.Table:
+        """Rows of :data:`aaflow.runtime.trace.TRACE`, all ranks."""
+        return read_trace(self.folder / "trace")
+
+    @property
+    def logical_digest(self) -> str:
+        """SHA-256 of what was done, times left out; equal for runs of one plan."""
+        return logical_digest(self.trace())
+
+
+def compile(  # noqa: A001 - the word of the field
+    workflow: Workflow, *, site: str | Site | None = None, ranks: int | Mapping[str, int] | None = None, fuse: bool = True
+) -> Plan:
+    """Compile a workflow for a site; see :func:`aaflow.compiler.compile_workflow`, which says what it raises."""
+    return compile_workflow(workflow, site=_site(site), ranks=ranks, fuse=fuse)
+
+
+def place(plan: Plan, site: str | Site | None = None) -> Placement:
+    """Put every rank of a plan on its slot; see :func:`aaflow.scheduling.placement.place`, which says what it raises."""
+    return place_plan(plan, _site(site))
+
+
+def run(
+    placement: Placement,
+    pilot: str | Pilot | None = None,
+    *,
+    run_folder: str | Path | None = None,
+    progress: Progress | None = None,
+) -> RunResult:
+    """Run a placement through a pilot and publish what it wrote.
+
+    Args:
+        placement: what runs where.
+        pilot: a pilot or its name; by default that of the site.
+        run_folder: parent of the run folder; by default that of the site.
+        progress: called about twice a second with the run folder.
+
+    Raises:
+        StageError: a task group failed; the index stays at its last generation, and a rerun goes on.
+        PilotError: the pilot or its engine can't be used, or the engine died.
+        IndexLocked: another run writes the index.
+    """
+    began = time.monotonic()
+    engine = find_pilot(pilot or placement.site.pilot)() if pilot is None or isinstance(pilot, str) else pilot
+    folder = RunFolder.create(run_folder or placement.site.run_folder, placement.plan.digest)
+    placement.save(folder.path)
+    write_launch_orders(placement, folder.path)
+    index = placement.plan.index
+    if index is None:
+        folder.write_json("run.json", {"epoch": None})
+        _run_groups(placement, engine, folder, progress)
+        generation, notices = None, placement.plan.tables.get("notices", _no_notices())
+    else:
+        spec = IndexSpec.from_json(index["spec"])
+        with Writer.acquire(Path(index["path"]), spec, owner=str(folder.path)) as writer:
+            folder.write_json("run.json", {"epoch": writer.epoch})
+            if _has_work(placement.plan):
+                _run_groups(placement, engine, folder, progress)
+            generation, notices = _publish(writer, placement.plan)
+    result = RunResult(
+        folder.path, placement, time.monotonic() - began, generation, notices, _timings(folder, placement.plan)
+    )
+    folder.write_json("report.json", _report(result))
+    return result
+
+
+def _site(site: str | Site | None) -> Site:
+    return site if isinstance(site, Site) else load_site(site)
+
+
+def _no_notices() -> pa.Table:
+    from aaflow.schema import NOTICES
+
+    return NOTICES.empty_table()
+
+
+def _has_work(plan: Plan) -> bool:
+    return plan.listing is None or plan.listing.splits > 0
+
+
+def _run_groups(placement: Placement, pilot: Pilot, folder: RunFolder, progress: Progress | None) -> None:
+    with RunLease(str(folder.path), interface_address(placement.site.interface)) as lease:
+        try:
+            pilot.start(placement, lease)
+            told = {stage.name: lease.watch(stage.name) for stage in placement.plan.stages}
+            tasks: dict[str, Future[str]] = {}
+            for stage in placement.plan.stages:
+                tasks[stage.name] = pilot.submit(stage.name, str(folder.path), [tasks[name] for name in stage.after])
+            _wait(tasks, told, pilot, folder, progress)
+        except BaseException as error:
+            lease.end(str(error) or type(error).__name__)
+            raise
+        finally:
+            pilot.close()
+
+
+def _wait(
+    tasks: Mapping[str, Future[str]],
+    told: Mapping[str, Future[Any]],
+    pilot: Pilot,
+    folder: RunFolder,
+    progress: Progress | None,
+) -> None:
+    """Wait for all tasks, for the first failure that the engine or a keeper tells, or for the engine's death."""
+    delivery: dict[str, float] = {}
+    waiting = set(tasks)
+    while waiting:
+        open_futures = [tasks[name] for name in waiting] + [told[name] for name in waiting if not told[name].done()]
+        wait(open_futures, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+        if progress is not None:
+            progress(folder)
+        for name in sorted(waiting):
+            if tasks[name].done():
+                tasks[name].result()
+                waiting.discard(name)
+            elif told[name].done():
+                told[name].result()
+                if time.monotonic() - delivery.setdefault(name, time.monotonic()) > DELIVERY_SECONDS:
+                    raise PilotError(f"stage {name!r} ended, but pilot {pilot.name!r} never delivered its result")
+        if waiting:
+            pilot.check()
+
+
+def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:
+    """Make what the ranks committed the next generation; give its number and what this input's documents met."""
+    manifest, notices = writer.publish(plan.work_key, sources=plan.tables["sources"], pruned=plan.tables["pruned"])
+    return manifest.generation, pa.concat_tables([plan.tables["notices"], notices])
+
+
+def _timings(folder: RunFolder, plan: Plan) -> dict[str, dict[str, float]]:
+    timings = {}
+    for stage in plan.stages:
+        ranks = [folder.read_json(f"results/{stage.name}.{rank}.json") for rank in range(stage.ranks)]
+        done = [rank for rank in ranks if rank is not None]
+        if done:
+            ready = min(rank["ready"] for rank in done)
+            timings[stage.name] = {
+                "began": min(rank["began"] for rank in done),
+                "ready": ready,
+                "work": max(rank["ended"] for rank in done) - ready,
+            }
+    return timings
+
+
+def _report(result: RunResult) -> dict[str, Any]:
+    return {
+        "plan": result.placement.plan.digest,
+        "placement": result.placement.digest,
+        "seconds": result.seconds,
+        "generation": result.generation,
+        "notices": result.notices.num_rows,
+        "timings": {name: dict(timing) for name, timing in result.timings.items()},
+        "logical_digest": result.logical_digest,
+    }
+
+
