@@ -45,7 +45,7 @@ run: $(STAMP)
 	@python apps/stdlib_docs.py $(RUN_FOLDER)
 
 # Tests that need the machine for themselves run first, alone.
-PYTEST := python -m pytest -q --disable-warnings
+PYTEST := python -m pytest --disable-warnings
 NONE_OK := || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 
 test: $(STAMP)
@@ -61,7 +61,7 @@ lint: $(STAMP)
 	ruff check .
 	ruff format --check .
 	mypy
-	PYTHONPATH=pilots lint-imports --no-logo
+	lint-imports --no-logo
 
 format: $(STAMP)
 	ruff check --fix .
