@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from aaflow.index import open_index
     from aaflow.operators.operator import Domain, Pattern
     from aaflow.pilot import Pilot
-    from aaflow.run import RunResult, compile, place, run  # noqa: A004 - the words of the field
+    from aaflow.driver import RunResult, compile, place, run  # noqa: A004 - the words of the field
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.site import Site
     from aaflow.scheduling.sitefile import load_site
@@ -32,14 +32,14 @@ _HOMES = {
     "Pilot": "aaflow.pilot",
     "Placement": "aaflow.scheduling.placement",
     "Plan": "aaflow.compiler.plan",
-    "RunResult": "aaflow.run",
+    "RunResult": "aaflow.driver",
     "Site": "aaflow.scheduling.site",
     "Workflow": "aaflow.workflow",
-    "compile": "aaflow.run",
+    "compile": "aaflow.driver",
     "load_site": "aaflow.scheduling.sitefile",
     "open_index": "aaflow.index",
-    "place": "aaflow.run",
-    "run": "aaflow.run",
+    "place": "aaflow.driver",
+    "run": "aaflow.driver",
 }
 
 __all__ = [

@@ -1,0 +1,93 @@
+"""From a site to a ``parsl.Config``: one HighThroughputExecutor on one block whose lead node starts the groups."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from parsl.config import Config
+from parsl.executors import HighThroughputExecutor
+from parsl.executors.high_throughput.executor import DEFAULT_INTERCHANGE_LAUNCH_CMD, DEFAULT_LAUNCH_CMD
+from parsl.launchers import SimpleLauncher
+from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
+from parsl.providers.base import ExecutionProvider
+
+from aaflow.errors import SiteError
+from aaflow.scheduling.interface import interface_address
+from aaflow.scheduling.site import Site
+
+LABEL = "aaflow"
+
+
+def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping[str, str]) -> Config:
+    """The configuration of an engine for one run.
+
+    Args:
+        site: where.
+        groups: task groups that run at once: so many workers.
+        folder: for Parsl's own files.
+        environment: variables that the engine's processes carry.
+
+    Raises:
+        SiteError: the site's scheduler or interface is unknown.
+    """
+    # Scripts of Parsl lie beside the interpreter, which need not be on PATH.
+    scripts = Path(sys.executable).parent
+    marked = ["env", *(f"{name}={value}" for name, value in environment.items())]
+    executor = HighThroughputExecutor(
+        label=LABEL,
+        address=interface_address(site.interface),
+        encrypted=True,
+        provider=_provider(site, environment),
+        max_workers_per_node=groups,
+        # A worker only starts a group and waits for it; the group's ranks pin themselves to cores of their own.
+        cores_per_worker=1e-6,
+        cpu_affinity="none",
+        heartbeat_period=2,
+        heartbeat_threshold=10,
+        worker_logdir_root=str(folder),
+        interchange_launch_cmd=[*marked, *_beside(scripts, DEFAULT_INTERCHANGE_LAUNCH_CMD)],
+        launch_cmd=shlex.join(_beside(scripts, DEFAULT_LAUNCH_CMD.split()[:1])) + DEFAULT_LAUNCH_CMD[len(DEFAULT_LAUNCH_CMD.split()[0]) :],
+    )
+    return Config(
+        executors=[executor],
+        run_dir=str(folder),
+        strategy="none",
+        # Parsl starts its block at the first tick of this clock; 5 s, its default, is how long a first task waits.
+        strategy_period=0.1,
+        retries=0,
+        usage_tracking=0,
+        initialize_logging=True,
+    )
+
+
+def _beside(scripts: Path, command: list[str] | tuple[str, ...]) -> list[str]:
+    name, *rest = command
+    return [str(scripts / name) if (scripts / name).exists() else name, *rest]
+
+
+def _provider(site: Site, environment: Mapping[str, str]) -> ExecutionProvider:
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+    options = dict(site.provider)
+    worker_init = exports + str(options.pop("worker_init", ""))
+    blocks = {"init_blocks": 1, "min_blocks": 1, "max_blocks": 1}
+    if site.scheduler == "local":
+        return LocalProvider(worker_init=worker_init, launcher=SimpleLauncher(), **blocks)
+    known = {key: value for key, value in options.items() if value not in (None, "")}
+    if site.scheduler == "slurm":
+        return SlurmProvider(
+            nodes_per_block=site.nodes, worker_init=worker_init, launcher=SimpleLauncher(), exclusive=True, **blocks, **known
+        )
+    if site.scheduler == "pbs":
+        return PBSProProvider(
+            nodes_per_block=site.nodes,
+            cpus_per_node=len(os.sched_getaffinity(0)) if not site.node.cores else max(site.node.cores) + 1,
+            worker_init=worker_init,
+            launcher=SimpleLauncher(),
+            **blocks,
+            **known,
+        )
+    raise SiteError(f"site {site.name!r}: pilot 'parsl' has no provider for scheduler {site.scheduler!r}")

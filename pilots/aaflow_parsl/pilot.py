@@ -1,0 +1,111 @@
+"""The Parsl pilot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, cast
+
+import parsl
+from parsl.dataflow.dflow import DataFlowKernel
+from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+from parsl.executors.status_handling import BlockProviderExecutor
+
+from aaflow.errors import PilotError
+from aaflow.runtime.lease import RunLease
+from aaflow.scheduling.placement import Placement
+from aaflow_parsl.config import LABEL, engine_config
+from aaflow_parsl.tasks import run_stage
+
+
+class ParslPilot:
+    """Starts each task group as one Parsl task.
+
+    Args:
+        data_flow_kernel: one that is there: the pilot uses it and leaves it as it is. By default the pilot makes one
+            of its own from the site and ends it after the run.
+        executors: labels of that kernel's executors that may start groups; by default all of them.
+    """
+
+    name = "parsl"
+
+    def __init__(self, data_flow_kernel: DataFlowKernel | None = None, executors: Sequence[str] | None = None) -> None:
+        self._given = data_flow_kernel
+        self._labels = list(executors) if executors is not None else None
+        self._kernel: DataFlowKernel | None = data_flow_kernel
+
+    def start(self, placement: Placement, lease: RunLease) -> None:
+        """See :class:`aaflow.pilot.Pilot`.
+
+        Raises:
+            PilotError: an executor can't start all concurrent groups at once, or is unknown.
+        """
+        groups = concurrent_groups(placement)
+        if self._given is None:
+            folder = Path(lease.run_folder, "parsl")
+            folder.mkdir(mode=0o700)
+            config = engine_config(placement.site, groups=groups, folder=folder, environment=lease.keep_engine())
+            self._kernel = DataFlowKernel(config)
+            self._labels = [LABEL]
+            return
+        self._labels = self._labels or [label for label in self._given.executors if label != "_parsl_internal"]
+        for label in self._labels:
+            if label not in self._given.executors:
+                known = ", ".join(sorted(set(self._given.executors) - {"_parsl_internal"}))
+                raise PilotError(f"this Parsl configuration has no executor {label!r}; it has {known}")
+            check_capacity(self._given.executors[label], label, groups)
+
+    def submit(self, stage: str, run_folder: str, after: Sequence[Future[str]]) -> Future[str]:
+        """See :class:`aaflow.pilot.Pilot`; the future is an AppFuture."""
+        app = parsl.python_app(run_stage, data_flow_kernel=self._kernel, executors=self._labels, cache=False)
+        app.func.__name__ = stage  # Parsl's log and monitoring call the task by this name
+        return cast("Future[str]", app(run_folder, stage, inputs=list(after)))
+
+    def check(self) -> None:
+        """See :class:`aaflow.pilot.Pilot`."""
+        assert self._kernel is not None
+        for label in self._labels or ():
+            executor = self._kernel.executors[label]
+            interchange = getattr(executor, "interchange_proc", None)
+            if interchange is not None and interchange.poll() is not None:
+                raise PilotError(f"Parsl's interchange of executor {label!r} died (exit code {interchange.returncode})")
+            if isinstance(executor, BlockProviderExecutor) and executor.bad_state_is_set:
+                raise PilotError(f"Parsl's executor {label!r} failed: {executor.executor_exception}")
+
+    def close(self) -> None:
+        """See :class:`aaflow.pilot.Pilot`; a kernel that was given is left alone."""
+        if self._given is None and self._kernel is not None:
+            self._kernel.cleanup()
+            self._kernel = None
+
+
+def concurrent_groups(placement: Placement) -> int:
+    """How many task groups of a placement may run at the same time: stages of the same depth."""
+    depth: dict[str, int] = {}
+    for stage in placement.plan.stages:
+        depth[stage.name] = 1 + max((depth[name] for name in stage.after), default=0)
+    return max((list(depth.values()).count(level) for level in set(depth.values())), default=1)
+
+
+def check_capacity(executor: Any, label: str, groups: int) -> None:
+    """Refuse an executor that can't start all concurrent groups at once: they would wait for each other for ever.
+
+    Raises:
+        PilotError: it has fewer workers than there are groups.
+    """
+    if isinstance(executor, ThreadPoolExecutor):
+        workers: float = executor.max_threads
+    elif isinstance(executor, HighThroughputExecutor):
+        blocks = executor.provider.max_blocks * executor.provider.nodes_per_block
+        workers = executor.max_workers_per_node * blocks
+        if math.isinf(workers):
+            return
+    else:
+        return
+    if workers < groups:
+        raise PilotError(
+            f"Parsl's executor {label!r} has {workers:g} worker(s), and {groups} task groups have to run at once; "
+            f"give it max_workers_per_node={groups}"
+        )
