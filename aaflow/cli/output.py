@@ -1,0 +1,59 @@
+"""What the commands print: JSON for programs, a few lines for people."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pyarrow.compute as pc
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from aaflow.driver import RunResult
+
+#: Skipped documents that are shown to a person one by one.
+SHOWN = 10
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on one line of stdout; file names that are not UTF-8 keep their bytes as surrogates."""
+    typer.echo(json.dumps(value, ensure_ascii=True, default=str))
+
+
+def notices_json(result: RunResult, kind: str) -> list[dict[str, Any]]:
+    """The notices of a kind as ``path``, ``record``, ``reason``, ordered by path and record."""
+    rows = result.notices.filter(pc.equal(result.notices["kind"], kind))
+    rows = rows.group_by(["source", "record", "reason"]).aggregate([])
+    rows = rows.sort_by([("source", "ascending"), ("record", "ascending")])
+    roots = _roots(result)
+    return [
+        {"path": _path(row["source"], roots), "record": row["record"], "reason": row["reason"]} for row in rows.to_pylist()
+    ]
+
+
+def _roots(result: RunResult) -> list[str]:
+    table = result.placement.plan.tables.get("listing")
+    roots = pc.unique(table["root"]).to_pylist() if table is not None and table.num_rows else []
+    return [unquote(urlsplit(root).path) if root.startswith("file:") else root for root in roots]
+
+
+def _path(source: str, roots: Sequence[str]) -> str:
+    """Where a source lies: below the root that holds it, else as it is."""
+    for root in roots:
+        path = Path(root, source)
+        if path.exists() or path.is_symlink():
+            return str(path)
+    return source
+
+
+def print_notices(console: Console, skipped: Sequence[dict[str, Any]], folder: Path) -> None:
+    """The first skipped documents, and where the rest is."""
+    for row in skipped[:SHOWN]:
+        where = f" record {row['record']}" if row["record"] else ""
+        console.print(f"  skipped {escape(repr(row['path'])[1:-1])}{where}: {escape(row['reason'])}", highlight=False)
+    if len(skipped) > SHOWN:
+        console.print(f"  … and {len(skipped) - SHOWN} more; --json lists them all ({folder})", highlight=False)

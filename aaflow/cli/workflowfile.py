@@ -1,0 +1,94 @@
+"""``aaflow run``: a workflow from a TOML file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from aaflow.cli.ingest import JsonOption, PilotOption, RanksOption, RunFolderOption, SiteOption
+from aaflow.cli.output import notices_json, print_json
+from aaflow.cli.progress import watch_progress
+from aaflow.driver import compile, place, run
+from aaflow.errors import WorkflowError
+from aaflow.workflow import Stream, Workflow
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+
+def run_file(
+    workflow: Annotated[Path, typer.Argument(help="TOML file with [[operator]] tables.", show_default=False)],
+    site: SiteOption = None,
+    pilot: PilotOption = None,
+    ranks: RanksOption = None,
+    fuse: Annotated[bool, typer.Option("--fuse/--no-fuse", help="One task group for all, or one per operator.")] = True,
+    run_folder: RunFolderOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run the workflow that a file describes."""
+    placement = place(compile(read_workflow(workflow), site=site, ranks=ranks, fuse=fuse), site)
+    console = Console(stderr=True)
+    with watch_progress(console, placement.plan, quiet=as_json) as progress:
+        result = run(placement, pilot, run_folder=run_folder, progress=progress)
+    if as_json:
+        print_json(
+            {
+                "run_folder": str(result.folder),
+                "generation": result.generation,
+                "seconds": round(result.seconds, 3),
+                "skipped": notices_json(result, "skipped"),
+            }
+        )
+    else:
+        console.print(f"done in {result.seconds:.1f} s: {result.folder}")
+
+
+def read_workflow(path: Path) -> Workflow:
+    """Read a workflow file: ``[[operator]]`` tables, each with ``kind``, ``name``, ``from`` and the operator's options.
+
+    ``from`` names the operator whose rows come in; by default the one before it in the file.
+
+    Raises:
+        WorkflowError: the file is missing or no TOML, or an operator is unknown or lacks an option.
+    """
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise WorkflowError(f"workflow file {path}: {error}") from error
+    tables = data.get("operator", [])
+    if not tables:
+        raise WorkflowError(f"workflow file {path} has no [[operator]] table")
+    workflow = Workflow(metadata=data.get("metadata", {}))
+    streams: dict[str, Stream] = {}
+    latest: Stream | None = None
+    for number, table in enumerate(tables, 1):
+        where = f"workflow file {path}, operator {number}"
+        options = dict(table)
+        source = options.pop("from", None)
+        if source is not None and source not in streams:
+            raise WorkflowError(f"{where}: it reads from {source!r}, and no operator before it has this name")
+        latest = _add(workflow, streams[source] if source else latest, options, where)
+        streams[latest.operator.name] = latest
+    return workflow
+
+
+def _add(workflow: Workflow, stream: Stream | None, options: dict[str, Any], where: str) -> Stream:
+    kind = options.pop("kind", None)
+    starts = {"load": workflow.load, "queries": workflow.queries}
+    try:
+        if kind in starts:
+            return starts[kind](**options)
+        if kind not in ("transform", "embed", "upsert", "retrieve", "apply"):
+            raise WorkflowError(f"{where}: unknown kind {kind!r}")
+        if stream is None:
+            raise WorkflowError(f"{where}: {kind!r} needs rows to read; start with load or queries")
+        added: Stream = getattr(stream, kind)(**options)
+    except TypeError as error:
+        raise WorkflowError(f"{where} ({kind}): {error}") from error
+    return added
