@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.ipc
 
 from aaflow.compiler import Plan, compile_workflow
 from aaflow.errors import PilotError, RunError
-from aaflow.index import IndexSpec, Writer
+from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
 from aaflow.runtime.lease import RunLease
 from aaflow.runtime.runfolder import RunFolder
@@ -79,8 +80,14 @@ class RunResult:
 def compile(  # noqa: A001 - the word of the field
     workflow: Workflow, *, site: str | Site | None = None, ranks: int | Mapping[str, int] | None = None, fuse: bool = True
 ) -> Plan:
-    """Compile a workflow for a site; see :func:`aaflow.compiler.compile_workflow`, which says what it raises."""
-    return compile_workflow(workflow, site=_site(site), ranks=ranks, fuse=fuse)
+    """Compile a workflow for a site; see :func:`aaflow.compiler.compile_workflow`, which says what it raises.
+
+    Raises:
+        PlacementError: the plan does not fit the site.
+    """
+    there = _site(site)
+    plan = compile_workflow(workflow, site=there, ranks=ranks, fuse=fuse)
+    return replace(plan, slots=place_plan(plan, there).slots)
 
 
 def place(plan: Plan, site: str | Site | None = None) -> Placement:
@@ -191,8 +198,27 @@ def _wait(
 
 def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:
     """Make what the ranks committed the next generation; give its number and what this input's documents met."""
-    manifest, notices = writer.publish(plan.work_key, sources=plan.tables["sources"], pruned=plan.tables["pruned"])
-    return manifest.generation, pa.concat_tables([plan.tables["notices"], notices])
+    published = writer.publish(
+        plan.work_key, sources=plan.tables["sources"], pruned=plan.tables["pruned"], units=expected_units(plan)
+    )
+    with open_index(writer.path) as index:
+        sources = index.sources()
+        mine = sources.filter(pc.is_in(sources["root"], plan.tables["roots"]["root"].combine_chunks()))["source"]
+        remembered = index.notices()
+        remembered = remembered.filter(pc.is_in(remembered["source"], mine.combine_chunks()))
+    said = pa.concat_tables([plan.tables["notices"], published.notices, remembered])
+    return published.manifest.generation, said.group_by(said.column_names, use_threads=False).aggregate([])
+
+
+def expected_units(plan: Plan) -> set[tuple[int, int]]:
+    """The (tranche, partition) that the ranks of a plan commit at least."""
+    listing = plan.tables["listing"]
+    pairs = listing.select(["tranche", "partition"]).group_by(["tranche", "partition"]).aggregate([]).to_pydict()
+    units = set()
+    for tranche, partition in zip(pairs["tranche"], pairs["partition"], strict=True):
+        owned = range(plan.partitions) if partition < 0 else [partition]
+        units.update((tranche, number) for number in owned)
+    return units
 
 
 def _timings(folder: RunFolder, plan: Plan) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from aaflow.errors import PilotError
 from aaflow.runtime.group import run_group
 from aaflow.runtime.lease import RunLease
-from aaflow.scheduling.launch import TaskGroup, compose
+from aaflow.scheduling.launch import TaskGroup, compose, find_launcher
 from aaflow.scheduling.placement import Placement
 from aaflow.scheduling.slot import Accelerators, Slot
 
@@ -111,7 +111,7 @@ def start_stage(run_folder: str, stage: str) -> str:
     argv = (sys.executable, "-m", "aaflow.runtime.stage", str(Path(run_folder, "placement.json")), stage)
     group = TaskGroup(stage, len(slots), slots, argv, order["environment"])
     nodes = allocated_nodes() if order["nodes"] > 1 else ["localhost"]
-    launch = compose(order["launcher"], group, nodes, order["options"])
+    launch = compose(order["launcher"], group, nodes, order["options"], program=find_launcher(order["launcher"]))
     return json.dumps(run_group(run_folder, stage, launch.argv, launch.environment).to_json())
 
 

@@ -24,7 +24,7 @@ def ask_index(path: str | Path, texts: Sequence[str], k: int = 10, *, backend: s
         EmbedderMismatch: the model that is installed here is not the one of the index.
     """
     with open_index(Path(path)) as index:
-        embedder = make_embedder(index.spec.model, dimension=index.spec.dimension)
+        embedder = make_embedder(str(index.spec.embedder["model"]), dimension=index.spec.dimension)
         index.spec.require_embedder(embedder.fingerprint, embedder.dimension, Path(path))
         vectors = embed_queries(embedder, texts)
         column = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), type=vector_field(embedder.dimension).type)

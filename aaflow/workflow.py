@@ -241,6 +241,22 @@ class Workflow:
             )
         )
 
+    @classmethod
+    def retrieval(cls, index: str | Path, texts: Sequence[str], *, k: int = 10, backend: str = "exact") -> Workflow:
+        """The workflow ``queries → embed → retrieve`` with the model of the index.
+
+        Raises:
+            IndexMissing: there is no index at this path.
+        """
+        from aaflow.index import open_index
+
+        workflow = cls()
+        with open_index(Path(index)) as opened:
+            spec = opened.spec
+        queries = workflow.queries(texts)
+        queries.embed(str(spec.embedder["model"]), dimension=spec.dimension).retrieve(index, k=k, backend=backend)
+        return workflow
+
     def add(self, operator: Operator, *, upstream: str | None = None) -> Stream:
         """Add an operator that reads the output of ``upstream``.
 

@@ -13,7 +13,7 @@ from aaflow.cli.progress import watch_progress
 from aaflow.driver import RunResult, compile, place, run
 from aaflow.errors import InputError
 from aaflow.index import open_index
-from aaflow.scheduling.explain import explain
+from aaflow.compiler.explain import explain
 from aaflow.workflow import Workflow
 
 Paths = Annotated[list[str], typer.Argument(help="Folders, files, globs or fsspec URLs; name=path names a root.", show_default=False)]
@@ -140,7 +140,7 @@ def plan(
     if as_json:
         typer.echo(placement.plan.to_json())
         return
-    Console().print(explain(placement))
+    Console().print(explain(placement.plan, placement.slots))
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 
 from aaflow.compiler.check import check_workflow
 from aaflow.compiler.ingest import Inputs, index_target, list_load
-from aaflow.compiler.partitioning import partition_owners
+from aaflow.compiler.partitioning import partition_owners, split_bytes
 from aaflow.compiler.plan import Edge, Listing, Plan, PlannedOperator, Stage, schema_text
 from aaflow.errors import PlacementError, WorkflowError
 from aaflow.operators.operator import Domain, Operator, Pattern
@@ -205,7 +205,7 @@ def _edges(ordered: Sequence[Operator], stages: Sequence[Stage], inputs: Inputs 
 def _listing(inputs: Inputs | None) -> Listing | None:
     if inputs is None:
         return None
-    sizes = pc.sum(pc.subtract(inputs.listing["end"], inputs.listing["start"])).as_py() or 0
+    sizes = int(split_bytes(inputs.listing).sum())
     tranches = (pc.max(inputs.listing["tranche"]).as_py() + 1) if inputs.listing.num_rows else 0
     return Listing(inputs.operator, inputs.digest, inputs.listing.num_rows, sizes, inputs.unchanged, tranches)
 

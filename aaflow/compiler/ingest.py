@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aaflow.compiler.partitioning import split_bytes
 from aaflow.compiler.plan import PlannedOperator
 from aaflow.errors import IndexMissing, WorkflowError
 from aaflow.hashing import row_digest_sum
@@ -59,6 +60,7 @@ class Inputs:
         sources: root, source, size, mtime_ns of every file in ``listing``.
         pruned: root, source of the files that are gone from the given roots.
         unchanged: files that the index holds as they are.
+        roots: absolute URIs that were listed.
     """
 
     operator: str
@@ -67,6 +69,7 @@ class Inputs:
     sources: pa.Table
     pruned: pa.Table
     unchanged: int
+    roots: tuple[str, ...]
 
     @property
     def digest(self) -> str:
@@ -83,12 +86,14 @@ class Inputs:
     def record_bytes(self) -> int:
         """Bytes of the splits that hold records."""
         records = self.listing.filter(self.listing["records"])
-        return int(pc.sum(pc.subtract(records["end"], records["start"])).as_py() or 0)
+        return int(split_bytes(records).sum())
 
     @property
     def tables(self) -> dict[str, pa.Table]:
         """By name, the Arrow files that travel with the plan."""
-        return {"listing": self.listing, "notices": self.notices, "sources": self.sources, "pruned": self.pruned}
+        roots = pa.table({"root": pa.array(self.roots, pa.string())})
+        named = {"listing": self.listing, "notices": self.notices, "sources": self.sources, "pruned": self.pruned}
+        return {**named, "roots": roots}
 
 
 def load_options(operator: Operator | PlannedOperator, partitions: int) -> LoadOptions:
@@ -99,7 +104,7 @@ def load_options(operator: Operator | PlannedOperator, partitions: int) -> LoadO
     """
     given = {key: value for key, value in operator.options.items() if key != "paths"}
     try:
-        return LoadOptions.from_dict({**given, "partitions": partitions})
+        return LoadOptions.from_json({**given, "partitions": partitions})
     except (TypeError, ValueError) as error:
         raise WorkflowError(f"operator {operator.name!r}: {error}") from error
 
@@ -129,7 +134,7 @@ def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> In
         partitions=int(upsert.options["partitions"]),
         metric=upsert.options["metric"],
         embedder=fingerprint,
-        transform=transform_options(transform).to_dict() if transform else {},
+        transform=transform_options(transform).to_json() if transform else {},
         metadata=dict(metadata),
     )
     try:
@@ -148,7 +153,7 @@ def transform_options(operator: Operator | PlannedOperator) -> TransformOptions:
         WorkflowError: an option is unknown or out of range.
     """
     try:
-        return TransformOptions.from_dict(dict(operator.options))
+        return TransformOptions.from_json(dict(operator.options))
     except (TypeError, ValueError) as error:
         raise WorkflowError(f"operator {operator.name!r}: {error}") from error
 
@@ -179,7 +184,7 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
         table = table.filter(pa.array(~same))
     table = cut_tranches(table, TRANCHE_BYTES)
     sources = table.select(_SOURCE_COLUMNS).group_by(_SOURCE_COLUMNS).aggregate([]).select(_SOURCE_COLUMNS)
-    return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged)
+    return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged, tuple(listed.roots))
 
 
 def _is_in(rows: pa.Table, known: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -35,7 +35,7 @@ def partition_owners(listing: pa.Table | None, partitions: int, ranks: int) -> t
     """
     weights = np.ones(partitions, np.int64)
     if listing is not None and listing.num_rows:
-        sizes = pc.subtract(listing["end"], listing["start"]).to_numpy()
+        sizes = split_bytes(listing)
         partition = listing["partition"].to_numpy()
         whole = partition >= 0
         np.add.at(weights, partition[whole], sizes[whole])
@@ -51,7 +51,7 @@ def split_readers(listing: pa.Table, owners: tuple[int, ...], ranks: int) -> npt
     """
     partition = listing["partition"].to_numpy()
     tranche = listing["tranche"].to_numpy()
-    sizes = pc.subtract(listing["end"], listing["start"]).to_numpy()
+    sizes = split_bytes(listing)
     readers = np.zeros(len(partition), np.int32)
     whole = partition >= 0
     readers[whole] = np.asarray(owners, np.int32)[partition[whole]]
@@ -61,3 +61,9 @@ def split_readers(listing: pa.Table, owners: tuple[int, ...], ranks: int) -> npt
         records = np.flatnonzero(here & ~whole)
         readers[records] = balance(sizes[records], ranks, loads)
     return readers
+
+
+def split_bytes(listing: pa.Table) -> npt.NDArray[np.int64]:
+    """Bytes of each split of a listing, int64 [splits]; 0 where the size isn't known before it is read."""
+    sizes: npt.NDArray[np.int64] = pc.subtract(listing["end"], listing["start"]).to_numpy()
+    return np.maximum(sizes, 0)

@@ -14,6 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.ipc
 
+from aaflow.scheduling.slot import Slot
+
 PLAN_VERSION = 1
 
 
@@ -128,7 +130,8 @@ class Plan:
     """Stages, edges, partitions, batch sizes and domains of a compiled workflow.
 
     The tables that belong to it (``tables``: the listing, what listing found unreadable, the sources to prune) travel
-    as Arrow files beside the JSON.
+    as Arrow files beside the JSON. ``slots`` says where its site would put every rank; it is no part of the JSON, since
+    another placement of the same plan is allowed.
     """
 
     site: str
@@ -139,6 +142,7 @@ class Plan:
     index: Mapping[str, Any] | None
     version: int = PLAN_VERSION
     tables: Mapping[str, pa.Table] = field(default_factory=dict, compare=False, repr=False)
+    slots: Mapping[str, tuple[Slot, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def to_json(self) -> str:
         """Canonical JSON: same workflow, same input listing, same site give the same bytes."""
@@ -170,6 +174,17 @@ class Plan:
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+    def explain(self) -> str:
+        """Stages, patterns, domains, partitions, batch sizes, edges and the slot of every rank, as tables."""
+        from rich.console import Console
+
+        from aaflow.compiler.explain import explain
+
+        console = Console(width=150, force_terminal=False, color_system=None)
+        with console.capture() as capture:
+            console.print(explain(self, self.slots))
+        return capture.get()
 
     def save(self, folder: Path) -> None:
         """Write ``plan.json`` and the plan's tables into a folder."""

@@ -87,7 +87,7 @@ def search(
     """
     group = communicator or SerialCommunicator()
     asked = group.broadcast(queries)
-    mine = deal_partitions(index.rows_per_partition(), group.size)[group.rank]
+    mine = deal_partitions(index.manifest.rows(), group.size)[group.rank]
     found = index.search(vectors_of(asked), k, partitions=mine, backend=backend)
     gathered = group.gather(found)
     return merge_hits(gathered, k) if gathered is not None else None

@@ -132,16 +132,16 @@ class OutputFile:
 class TakeOver:
     """Reads what the ranks of the stage before handed over to this rank, tranche by tranche."""
 
-    def __init__(self, folder: Path, rank: int, owners: Sequence[int]) -> None:
+    def __init__(self, folder: Path, rank: int, owners: Sequence[int], tranches: int) -> None:
         self._folder = folder
         self._rank = rank
+        self._tranches = tranches
         self._owned = np.flatnonzero(np.asarray(owners) == rank).tolist()
 
     def __iter__(self) -> Iterator[Item]:
         rows = [_TaggedReader(path) for path in sorted(self._folder.glob(f"*-{self._rank}.rows"))]
         notices = [_TaggedReader(path) for path in sorted(self._folder.glob(f"*-{self._rank}.notices"))]
-        tranches = sorted({tranche for reader in (*rows, *notices) for tranche in reader.tranches()})
-        for tranche in tranches:
+        for tranche in range(self._tranches):
             tables = [reader.table(tranche) for reader in rows]
             told = pa.concat_tables([reader.table(tranche) for reader in notices])
             table = pa.concat_tables(tables)
@@ -174,9 +174,6 @@ class _TaggedReader:
             int(self._reader.get_batch_with_custom_metadata(i).custom_metadata[b"tranche"])
             for i in range(self._reader.num_record_batches)
         ]
-
-    def tranches(self) -> set[int]:
-        return set(self._tagged)
 
     def table(self, tranche: int) -> pa.Table:
         batches = [self._reader.get_batch(i) for i, tagged in enumerate(self._tagged) if tagged == tranche]

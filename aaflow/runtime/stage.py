@@ -112,7 +112,9 @@ def _source(folder: RunFolder, placement: Placement, stage_name: str, comm: Comm
     stage = placement.plan.stage(stage_name)
     if not stage.after:
         return iter(())
-    return iter(TakeOver(folder.edges / stage.after[0] / stage_name, comm.rank, stage.owners))
+    listing = placement.plan.listing
+    tranches = listing.tranches if listing is not None else 1
+    return iter(TakeOver(folder.edges / stage.after[0] / stage_name, comm.rank, stage.owners, tranches))
 
 
 def _drain(

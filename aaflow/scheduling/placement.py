@@ -12,7 +12,7 @@ from typing import Any
 from aaflow.compiler.plan import Plan, Stage, canonical_json, digest_of
 from aaflow.errors import PlacementError
 from aaflow.scheduling.site import AcceleratorKind, Node, Site
-from aaflow.scheduling.slot import Accelerators, Slot
+from aaflow.scheduling.slot import Accelerators, Slot, shares_cores
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def place(plan: Plan, site: Site) -> Placement:
         PlacementError: a stage needs more cores or accelerators than the site has; says what is missing.
     """
     slots = {stage.name: _slots(stage, site) for stage in plan.stages}
-    shared = any(len({(s.node, c) for s in group for c in s.cores}) < sum(len(s.cores) for s in group) for group in slots.values())
+    shared = any(shares_cores(group) for group in slots.values())
     return Placement(plan, site, slots, shared)
 
 

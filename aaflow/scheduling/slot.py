@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -35,3 +36,9 @@ class Slot:
     cores: tuple[int, ...]
     accelerators: Accelerators | None
     memory: int
+
+
+def shares_cores(slots: Sequence[Slot]) -> bool:
+    """Whether two ranks of a group pin to the same core."""
+    pinned = [(slot.node, core) for slot in slots for core in slot.cores]
+    return len(set(pinned)) < len(pinned)
