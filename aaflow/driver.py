@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
 
-from aaflow.compiler import Plan, compile_workflow
+from aaflow.compiler.compile import compile_workflow
+from aaflow.compiler.plan import Plan
 from aaflow.errors import PilotError, RunError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from aaflow.compiler import Plan, Stage
+from aaflow.compiler.plan import Plan, Stage
 from aaflow.driver import Progress as ProgressCallback
 from aaflow.runtime.runfolder import RunFolder
 
