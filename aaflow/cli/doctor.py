@@ -36,12 +36,14 @@ ENOUGH_FILES = 4096
 #: Seconds that two MPI ranks get to say hello.
 MPI_SECONDS = 60
 
-_HELLO = (
-    "from mpi4py import MPI\n"
-    "c = MPI.COMM_WORLD\n"
-    "total = c.allreduce(1)\n"
-    "print('hello', c.rank, c.size, total, MPI.Get_library_version().split(chr(10))[0].strip(chr(0)), flush=True)\n"
-)
+# One write a rank: launchers merge the lines of ranks, not their pieces.
+_HELLO = """
+import os
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+version = MPI.Get_library_version().splitlines()[0].strip(chr(0)).split()
+os.write(1, f"hello {world.rank} {world.size} {world.allreduce(1)} {' '.join(version)}\\n".encode())
+"""
 
 
 @dataclass(frozen=True)
@@ -85,9 +87,11 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
         console = Console()
         for finding in findings:
             mark = "[green]ok   [/]" if finding.ok else "[red]broken[/]" if finding.required else "[yellow]off  [/]"
-            console.print(f"{mark:<6} [bold]{escape(finding.name)}[/]: {escape(finding.detail)}", highlight=False)
+            console.print(
+                f"{mark:<6} [bold]{escape(finding.name)}[/]: {escape(finding.detail)}", highlight=False, soft_wrap=True
+            )
             if finding.remedy:
-                console.print(f"       → {escape(finding.remedy)}", highlight=False)
+                console.print(f"       → {escape(finding.remedy)}", highlight=False, soft_wrap=True)
     if broken:
         raise typer.Exit(1)
 
@@ -105,9 +109,11 @@ def _site() -> Iterator[Finding]:
     except SiteError as error:
         yield Finding("site local", False, str(error), "mend or remove that file")
         return
-    for problem in check_site(site):
+    problems = check_site(site)
+    for problem in problems:
         yield Finding(f"site local, {problem.key}", False, problem.text, problem.remedy, problem.certain)
-    yield Finding("site local", True, f"{len(site.node.cores)} cores, {site.node.memory / 2**30:.1f} GiB of memory")
+    if not problems:
+        yield Finding("site local", True, f"{len(site.node.cores)} cores, {site.node.memory / 2**30:.1f} GiB of memory")
 
 
 def _mpi() -> Iterator[Finding]:

@@ -62,10 +62,12 @@ def check_command(name: _Name = "local", as_json: _Json = False) -> None:
         console = Console()
         for problem in problems:
             mark = "[red]wrong[/]" if problem.certain else "[yellow]maybe[/]"
-            console.print(f"{mark}  [bold]{escape(problem.key)}[/]: {escape(problem.text)}", highlight=False)
-            console.print(f"       {escape(problem.remedy)}", highlight=False)
+            console.print(
+                f"{mark}  [bold]{escape(problem.key)}[/]: {escape(problem.text)}", highlight=False, soft_wrap=True
+            )
+            console.print(f"       {escape(problem.remedy)}", highlight=False, soft_wrap=True)
         if not problems:
-            console.print(f"{escape(name)}: nothing is missing here", highlight=False)
+            console.print(f"{escape(name)}: nothing is missing here", highlight=False, soft_wrap=True)
     if broken:
         raise typer.Exit(1)
 

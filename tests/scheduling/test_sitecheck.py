@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aaflow.scheduling.site import Node, Site
+from aaflow.scheduling.sitecheck import check_site
+from aaflow.scheduling.sitefile import load_site
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Site:
+    return dataclasses.replace(load_site(), pilot="local", run_folder=str(tmp_path / "runs"))
+
+
+def found(site: Site, **changes: Any) -> dict[str, str]:
+    """Key to text and remedy of every problem."""
+    problems = check_site(dataclasses.replace(site, **changes))
+    return {problem.key: f"{problem.text}; {problem.remedy}" for problem in problems}
+
+
+def program(folder: Path, name: str, prints: str) -> None:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\necho '{prints}'\n")
+    path.chmod(0o755)
+
+
+def test_nothing_is_wrong_with_this_machine(local: Site) -> None:
+    assert check_site(local) == []
+    assert not Path(local.run_folder).exists(), "checking makes nothing"
+
+
+def test_what_is_still_to_be_filled_in(local: Site) -> None:
+    provider = {
+        "account": "${NO_SUCH_ACCOUNT}",
+        "queue": "CHANGE_ME",
+        "worker_init": "source $NO_SUCH_ENV/bin/activate",
+    }
+    problems = found(local, provider=provider, run_folder="$NO_SUCH_SCRATCH/runs")
+    assert "NO_SUCH_ACCOUNT is not set; set it: export NO_SUCH_ACCOUNT=" in problems["provider.account"]
+    assert "filled in" in problems["provider.queue"]
+    assert "export NO_SUCH_SCRATCH" in problems["run_folder"]
+    assert set(problems) == {"provider.account", "provider.queue", "run_folder"}, "a script's variables are its own"
+
+
+@pytest.mark.parametrize(("scheduler", "command"), [("slurm", "sbatch"), ("pbs", "qsub")])
+def test_a_scheduler_needs_its_commands(
+    local: Site, scheduler: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert command in found(local, scheduler=scheduler)["scheduler"]
+    for name in ("sbatch", "squeue", "scancel", "qsub", "qstat", "qdel"):
+        program(tmp_path, name, "")
+    assert "scheduler" not in found(local, scheduler=scheduler)
+
+
+def test_the_launcher_must_be_there_and_of_the_right_mpi(
+    local: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin{os.pathsep}/usr/bin")
+    assert "not on this machine" in found(local, launcher="srun")["launcher"]
+    program(tmp_path, "mpiexec", "mpiexec (Open MPI) 5.0.11")
+    assert "is Open MPI" in found(local)["launcher"]
+    assert "launcher" not in found(local, launcher="openmpi")
+    program(tmp_path, "mpiexec", "HYDRA build details:")
+    assert "is MPICH" in found(local, launcher="openmpi")["launcher"]
+    assert "launcher" not in found(local)
+
+
+def test_what_a_compute_node_may_have_is_not_certain(local: Site) -> None:
+    site = dataclasses.replace(local, scheduler="pbs", interface="nosuch0", launcher="srun")
+    certain = {problem.key: problem.certain for problem in check_site(site)}
+    assert not certain["launcher"]
+    assert not certain["interface"]
+    assert "nosuch0" in found(local, interface="nosuch0")["interface"]
+    assert all(problem.certain for problem in check_site(dataclasses.replace(local, interface="nosuch0")))
+
+
+def test_cores_and_memory_that_this_machine_lacks(local: Site) -> None:
+    problems = found(local, node=Node((0, 4000), 1 << 60, None))
+    assert "4000" in problems["node.cores"]
+    assert "GiB" in problems["node.memory"]
+
+
+def test_packages_that_are_not_installed(local: Site) -> None:
+    problems = found(local, pilot="nosuchpilot", communicator="cylon")
+    assert "'nosuchpilot'; use one of" in problems["pilot"]
+    assert "pycylon" in problems["communicator"]
+
+
+def test_a_run_folder_that_cannot_be(local: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "can't be made" in found(local, run_folder=str(tmp_path / "file" / "runs"))["run_folder"]
+    assert "absolute" in found(local, run_folder="runs")["run_folder"]
+
+
+def test_a_run_folder_without_space(local: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aaflow.scheduling.sitecheck.ENOUGH_SPACE", 1 << 60)
+    assert "MiB free" in found(local)["run_folder"]
