@@ -110,7 +110,8 @@ def test_an_mpi_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "did not meet" in finding.detail
 
 
-def test_a_missing_launcher_and_a_wrong_site_have_a_remedy(site: Path) -> None:
+def test_a_missing_launcher_and_a_wrong_site_have_a_remedy(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(site.parent))
     site.write_text(SITE.format(launcher="srun", folder=site.parent))
     [finding] = check("_mpi")
     assert "not on this machine" in finding.detail
