@@ -85,10 +85,13 @@ def _from_launcher(run_folder: str, stage: str, tail: str) -> tuple[int | None, 
         pid, host = int(found["pid"]), found["host"]
         registered = records.per_rank(run_folder, "ranks", stage).items()
         rank = next((rank for rank, record in registered if record.get("pid") == pid), None)
+        who = f"rank {rank} (pid {pid} on {host})" if rank is not None else f"a rank (pid {pid} on {host})"
         killed = _HYDRA_SIGNAL.search(tail, found.end())
+        if killed and int(killed[1]) == signal.SIGKILL:
+            # Hydra ends the peers of a dead rank with SIGKILL and may name one of them.
+            return None, f"a rank was killed by SIGKILL ({who}, or the launcher took it for the first)"
         how = f"was killed by {signal_name(int(killed[1]))}" if killed else f"ended with exit code {found['code']}"
-        who = f"rank {rank}" if rank is not None else "a rank"
-        return rank, f"{who} (pid {pid} on {host}) {how} without a word"
+        return rank, f"{who} {how} without a word"
     if found := next(reversed(list(_OPENMPI.finditer(tail))), None):
         rank = int(found["rank"])
         return rank, f"rank {rank} on {found['host']} was killed by {signal_name(int(found['signal']))}"

@@ -14,7 +14,7 @@ process that called run_group    keeper: end of file on its stdin            at 
 launch command                   keeper: SIGCHLD                             at once
 a rank                           the launcher, then as above                 at once
 the launcher's proxy             keeper: its pid is gone, launcher stays     2 to 3 s
-keeper                           run_group (its parent); driver (lease)      at once; ``LEASE_SECONDS``
+keeper                           run_group (its parent); driver (pid, lease) at once; 3 s, or ``LEASE_SECONDS``
 ===============================  ==========================================  ======================================
 
 The keeper then ends the group with SIGKILL (a rank inside a collective runs no signal handler), removes the shared
@@ -54,9 +54,12 @@ _PROXIES = frozenset({"hydra_pmi_proxy", "prted", "orted"})
 class Lease:
     """A keeper's end of the lease: beats to the driver, and what the driver says or no longer says."""
 
-    def __init__(self, driver: dict[str, Any], keys: dict[str, Any], hello: dict[str, Any]) -> None:
+    def __init__(
+        self, run_folder: str, driver: dict[str, Any], keys: dict[str, Any], hello: dict[str, Any]
+    ) -> None:
         import zmq
 
+        self._run_folder = run_folder
         self._driver = processes.read_process(driver) if _on_this_node(driver) else None
         self._hello = hello
         self._context = zmq.Context()
@@ -70,6 +73,7 @@ class Lease:
         self.socket.curve_secretkey = keys["secret"].encode()
         self.socket.connect(driver["address"])
         self._heard = time.monotonic()
+        self._met = False
 
     def beat(self) -> None:
         """Tell the driver that the group lives."""
@@ -96,6 +100,7 @@ class Lease:
             except zmq.Again:
                 return None
             self._heard = time.monotonic()
+            self._met = True
             if answer["word"] == "end":
                 return str(answer["reason"])
 
@@ -103,6 +108,8 @@ class Lease:
         """Why the driver must be taken for dead, or None."""
         if self._driver is not None and not processes.is_alive(self._driver):
             return f"the driver (pid {self._driver.pid}) died"
+        if not self._met and (ended := (records.read(records.driver_path(self._run_folder)) or {}).get("ended")):
+            return f"the driver ended the run: {ended}"
         silence = time.monotonic() - self._heard
         return f"the driver was silent for {silence:.1f} s" if silence > LEASE_SECONDS else None
 
@@ -255,13 +262,13 @@ def _keep_group(run_folder: str, stage: str, run: str, lease: Callable[[], Lease
     order = json.loads(sys.stdin.buffer.readline())
     environment = processes.marked(order["environment"], run=run, stage=stage)
     environment[processes.KEEPER] = json.dumps(asdict(processes.this_node()))
+    _adopt_orphans()
     try:
         launch = Launch(order["argv"], environment, records.log_path(run_folder, stage))
     except OSError as error:
         failed = GroupResult(stage, reason=f"its launch command {order['argv'][0]!r} can't be started: {error}")
         records.write(records.group_path(run_folder, stage), failed.to_json())
         return
-    _adopt_orphans()
     held = lease()
     reason = _watch(held, wakeup, launch, owner=True)
     lost = reason is not None and held.lost() is not None
@@ -320,13 +327,20 @@ def main(arguments: list[str]) -> None:
     run_folder, stage, kind = [*arguments, "group"][:3]
     driver = records.read(records.driver_path(run_folder))
     keys = records.read(records.client_keys_path(run_folder))
-    if driver is None or keys is None or "ended" in driver:
-        raise SystemExit(f"run folder {run_folder}: its run has ended, nothing is started")
+    if driver is None or keys is None:
+        raise SystemExit(f"run folder {run_folder}: driver.json or keys/ is missing, so there is nothing to keep")
+    if "ended" in driver:
+        if kind == "engine":
+            _end_engine(run_folder)
+        elif kind == "group":
+            refused = GroupResult(stage, reason=f"its run has ended ({driver['ended']}), so nothing was started")
+            records.write(records.group_path(run_folder, stage), refused.to_json())
+        return
     hello = {**processes.identity(), "kind": kind, "stage": stage}
     run = str(driver["run"])
 
     def lease() -> Lease:
-        return Lease(driver, keys, hello)
+        return Lease(run_folder, driver, keys, hello)
 
     if kind == "group":
         _keep_group(run_folder, stage, run, lease)

@@ -4,7 +4,8 @@ A driver holds one :class:`RunLease` per run. Every keeper of the run beats once
 lease answers each beat. Both ends judge silence by their own monotonic clock, so no two clocks have to agree:
 
 * a driver that is killed, stopped or cut off: its keepers end their groups and what is left of its engine;
-* a keeper that is killed, or a node that is lost: the driver learns it within ``LEASE_SECONDS`` and
+* a keeper that is killed, or a node that is lost: the driver learns it within 3 s on its own node, within
+  ``LEASE_SECONDS`` and a beat elsewhere, and
   :meth:`RunLease.watch` fails, although the engine's own future may never complete.
 
 The lease lives in a daemon thread; a main thread that holds the interpreter lock for seconds on end loses it.
@@ -46,7 +47,9 @@ class _Keeper:
     kind: str
     stage: str
     host: str
+    process: processes.Process | None  # None on another node
     heard: float
+    dead_since: float | None = None
 
 
 class _OneClient:
@@ -203,7 +206,7 @@ class RunLease:
                 self._spread_end()
             # Silence counts only while this thread itself was awake to hear.
             now = time.monotonic()
-            if now - checked > LEASE_SECONDS / 2:
+            if now - checked > 3 * BEAT_SECONDS:
                 with self._lock:
                     for keeper in self._keepers.values():
                         keeper.heard = max(keeper.heard, now - BEAT_SECONDS)
@@ -223,7 +226,9 @@ class RunLease:
             return
         with self._lock:
             if route not in self._keepers:
-                self._keepers[route] = _Keeper(kind, stage, str(message["host"]), 0.0)
+                here = processes.read_node(message) == processes.this_node()
+                process = processes.read_process(message) if here else None
+                self._keepers[route] = _Keeper(kind, stage, str(message["host"]), process, 0.0)
                 if kind == "group":
                     self._ending.pop(stage, None)
             self._keepers[route].heard = time.monotonic()
@@ -259,17 +264,28 @@ class RunLease:
             future.set_exception(stage_error(self.run_folder, result))
 
     def _judge(self, now: float) -> None:
-        """Give up keepers that fell silent, end what they kept if it is on this node, tell who watches."""
+        """Give up keepers that fell silent or died, end what they kept if it is on this node, tell who watches."""
         with self._lock:
-            silent = [route for route, keeper in self._keepers.items() if now - keeper.heard > LEASE_SECONDS]
-            lost = [self._keepers.pop(route) for route in silent]
-        for keeper in lost:
+            judged = {route: _why_lost(keeper, now) for route, keeper in self._keepers.items()}
+            lost = [(self._keepers.pop(route), why) for route, why in judged.items() if why is not None]
+        for keeper, why in lost:
             if keeper.kind != "engine":
                 group = f"{self.run}/{keeper.stage}"
                 find = functools.partial(processes.find_marked, processes.GROUP, group)
-                clean_group(self.run_folder, keeper.stage, find, seconds=1.0)
-                reason = f"its keeper on {keeper.host} was silent for {LEASE_SECONDS:g} s"
-                self._ended_group(keeper.stage, "group", GroupResult(keeper.stage, reason=reason), keeper.host)
+                left = clean_group(self.run_folder, keeper.stage, find, seconds=1.0)
+                result = GroupResult(keeper.stage, reason=f"its keeper on {keeper.host} {why}", left=left)
+                self._ended_group(keeper.stage, "group", result, keeper.host)
+
+
+def _why_lost(keeper: _Keeper, now: float) -> str | None:
+    """Why a keeper must be given up, or None; one that died has a second for its goodbye to arrive."""
+    if now - keeper.heard > LEASE_SECONDS:
+        return f"was silent for {LEASE_SECONDS:g} s"
+    if keeper.process is None or processes.is_alive(keeper.process):
+        return None
+    if keeper.dead_since is None:
+        keeper.dead_since = now
+    return "died" if now - keeper.dead_since > BEAT_SECONDS else None
 
 
 def _refuse_owned(run_folder: str) -> None:

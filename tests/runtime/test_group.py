@@ -1,0 +1,364 @@
+"""Whatever part of a run is killed, the others end and nothing is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+import aaflow
+from aaflow.errors import RunError, StageError
+from aaflow.runtime import leftovers, processes, records, sharedfiles
+from aaflow.runtime.cleaning import registered_files
+from aaflow.runtime.group import run_group
+from aaflow.runtime.lease import RunLease
+from aaflow.runtime.processes import Process
+
+pytestmark = pytest.mark.serial
+
+#: The budget of the design: after a kill everything else ends within this time, in seconds.
+BUDGET = 10.0
+
+#: Three ranks: 0 computes in pure Python, 1 waits in a collective, 2 sleeps.
+BUSY_RANKS = """
+import sys, time
+from mpi4py import MPI
+from aaflow.runtime.group import register_rank
+rank = MPI.COMM_WORLD.Get_rank()
+register_rank(sys.argv[1], "work", rank)
+while rank == 0:
+    sum(range(1000))
+if rank == 1:
+    MPI.COMM_WORLD.Barrier()
+time.sleep(3600)
+"""
+
+#: What an engine's worker does: it runs the group and prints how it ended.
+WORKER = """
+import sys
+from aaflow.errors import StageError
+from aaflow.runtime.group import run_group
+try:
+    print(run_group(sys.argv[1], "work", sys.argv[2:], {}))
+except StageError as error:
+    print(error)
+"""
+
+#: A driver with an engine of its own: a worker that runs the group, and an interchange that would never end.
+DRIVER = """
+import os, subprocess, sys
+from aaflow.errors import StageError
+from aaflow.runtime.lease import RunLease
+folder, worker, *argv = sys.argv[1:]
+with RunLease(folder) as lease:
+    engine = {**os.environ, **lease.keep_engine()}
+    subprocess.Popen(["sleep", "3600"], env=engine, start_new_session=True)
+    ended = lease.watch("work")
+    started = subprocess.Popen([sys.executable, "-c", worker, folder, *argv], env=engine, start_new_session=True)
+    try:
+        print("ended well", ended.result(), flush=True)
+    except StageError as error:
+        print(error, flush=True)
+"""
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks, workers and keepers find the package that is tested."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(aaflow.__file__).parent.parent))
+
+
+def mpiexec(ranks: int, code: str, *arguments: str) -> list[str]:
+    return ["mpiexec", "-n", str(ranks), sys.executable, "-c", code, *arguments]
+
+
+def wait_for(condition: object, seconds: float = 20.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+@dataclass
+class Running:
+    """A driver with one group of three ranks at work, all parts known by their role."""
+
+    folder: str
+    run: str
+    driver: subprocess.Popen[str]
+    parts: dict[str, Process]
+    files: set[sharedfiles.SharedFile]
+
+    def alive(self) -> list[str]:
+        """What still runs: parts by role, then pids of anything that carries the run's mark."""
+        parts = [name for name, process in self.parts.items() if processes.is_alive(process)]
+        return parts + [str(process.pid) for process in marked(self.run)]
+
+    def wait_until_gone(self) -> float:
+        began = time.monotonic()
+        while self.alive():
+            assert time.monotonic() - began < BUDGET, f"still alive: {self.alive()}"
+            time.sleep(0.02)
+        return time.monotonic() - began
+
+    def temporary_files(self) -> list[str]:
+        return [str(path) for path in Path(self.folder).rglob("*.tmp")]
+
+
+def marked(run: str) -> list[Process]:
+    return processes.find_marked(processes.RUN, run) + processes.find_marked(processes.ENGINE, run)
+
+
+def parent(process: Process) -> Process:
+    found = processes.parent_of(process.pid)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> Iterator[Running]:
+    folder = str(tmp_path / "run")
+    argv = [sys.executable, "-c", DRIVER, folder, WORKER, *mpiexec(3, BUSY_RANKS, folder)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as driver:
+        wait_for(lambda: len(records.per_rank(folder, "ranks", "work")) == 3)
+        ranks = [processes.read_process(record) for record in records.per_rank(folder, "ranks", "work").values()]
+        proxy = parent(ranks[0])
+        launcher = parent(proxy)
+        keeper = parent(launcher)
+        worker = parent(keeper)
+        own = processes.find_process(driver.pid)
+        assert own is not None
+        parts = dict(zip(("computing rank", "waiting rank", "sleeping rank"), ranks, strict=True))
+        parts |= {"proxy": proxy, "launcher": launcher, "keeper": keeper, "worker": worker, "driver": own}
+        record = records.read(records.driver_path(folder))
+        assert record is not None
+        found = Running(folder, str(record["run"]), driver, parts, registered_files(folder, "work"))
+        yield found
+        for process in [*parts.values(), *marked(found.run)]:
+            processes.kill(process)
+
+
+VICTIMS = (
+    "computing rank",
+    "waiting rank",
+    "sleeping rank",
+    "proxy",
+    "launcher",
+    "keeper",
+    "worker",
+    "driver",
+)
+
+
+@pytest.mark.parametrize("victim", VICTIMS)
+def test_whoever_is_killed_the_rest_of_the_run_ends_and_leaves_nothing(running: Running, victim: str) -> None:
+    assert processes.command_name(running.parts["proxy"].pid) == "hydra_pmi_proxy"
+    assert running.files, "the ranks registered no shared memory"
+    processes.kill(running.parts[victim])
+    running.wait_until_gone()
+    assert [file for file in running.files if sharedfiles.is_there(file)] == []
+    assert running.temporary_files() == []
+    told, _ = running.driver.communicate(timeout=BUDGET)
+    if victim == "driver":
+        assert running.driver.returncode == -signal.SIGKILL
+    else:
+        reasons = {
+            "computing rank": "a rank was killed by SIGKILL (rank ",
+            "waiting rank": "a rank was killed by SIGKILL (rank ",
+            "sleeping rank": "a rank was killed by SIGKILL (rank ",
+            "proxy": "the launcher's proxy (pid",
+            "launcher": "its launch command was killed by SIGKILL",
+            "keeper": "its keeper",
+            "worker": f"the process that started it (pid {running.parts['worker'].pid}) died",
+        }
+        assert reasons[victim] in told
+        assert running.driver.returncode == 0
+
+
+def test_ctrl_c_ends_the_run_and_leaves_nothing(running: Running) -> None:
+    running.driver.send_signal(signal.SIGINT)
+    running.wait_until_gone()
+    assert [file for file in running.files if sharedfiles.is_there(file)] == []
+    record = records.read(records.driver_path(running.folder))
+    assert record is not None
+    assert record["ended"] == "KeyboardInterrupt"
+    group = records.read(records.group_path(running.folder, "work"))
+    assert group is not None
+    assert group["reason"] == "the driver ended the run: KeyboardInterrupt"
+
+
+def test_a_driver_that_is_stopped_loses_its_run(running: Running) -> None:
+    running.driver.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    wait_for(lambda: running.alive() == ["driver"], BUDGET)
+    assert time.monotonic() - began > 3, "a pause shorter than the lease must do no harm"
+    group = records.read(records.group_path(running.folder, "work"))
+    assert group is not None
+    # Keepers judge by themselves: either the group's own or the engine's (which ends the worker) is the first.
+    assert group["reason"].startswith(("the driver was silent for", "the process that started it"))
+
+
+def test_where_keepers_died_with_the_driver_the_next_run_finds_and_removes_the_leftovers(running: Running) -> None:
+    runs = os.path.dirname(running.folder)
+    assert leftovers.find_leftovers(runs) == [], "a run with a living driver is no leftover"
+    engine_keeper = next(p for p in processes.children(running.driver.pid) if "engine" in command_line(p))
+    dying = [running.parts[name] for name in ("driver", "worker", "keeper")] + [engine_keeper]
+    for process in dying:
+        os.kill(process.pid, signal.SIGSTOP)
+    for process in dying:
+        processes.kill(process)
+    wait_for(lambda: running.driver.poll() is not None)
+    (leftover,) = leftovers.find_leftovers(runs)
+    ranks = {running.parts[name] for name in VICTIMS[:3]}
+    assert ranks <= set(leftover.processes)
+    assert set(leftover.files) == running.files
+    assert leftovers.remove(leftover) == ()
+    assert running.alive() == []
+    assert leftovers.find_leftovers(runs) == []
+    assert [file for file in running.files if sharedfiles.is_there(file)] == []
+
+
+def command_line(process: Process) -> str:
+    return Path(f"/proc/{process.pid}/cmdline").read_text().replace("\0", " ")
+
+
+GOOD_RANKS = """
+import sys
+from mpi4py import MPI
+from aaflow.runtime.group import register_rank
+register_rank(sys.argv[1], "work", MPI.COMM_WORLD.Get_rank())
+MPI.COMM_WORLD.Barrier()
+print("done", flush=True)
+"""
+
+
+def test_an_undisturbed_group_returns_cleanly_at_next_to_no_cost(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    argv = mpiexec(2, GOOD_RANKS, folder)
+    with RunLease(folder) as lease:
+        over = []
+        for _ in range(5):
+            told = lease.watch("work")
+            began = time.monotonic()
+            result = run_group(folder, "work", argv, {})
+            over.append(time.monotonic() - began - result.seconds)
+            assert result.succeeded
+            assert told.result(timeout=5) == result
+        assert min(over) < 0.15
+        assert marked(lease.run) == []
+    assert (tmp_path / "run/logs/work.out").read_text().count("done") == 10
+    assert (tmp_path / "run/logs/work.out").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o700
+
+
+def test_the_group_gets_the_callers_environment_and_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INHERITED", "yes")
+    code = "import os, json; print(json.dumps(dict(os.environ)))"
+    with RunLease(str(tmp_path)) as lease:
+        run_group(str(tmp_path), "work", [sys.executable, "-c", code], {"ADDED": "x" * 100_000})
+        run = lease.run
+    seen = json.loads((tmp_path / "logs/work.out").read_text())
+    assert seen["INHERITED"] == "yes"
+    assert len(seen["ADDED"]) == 100_000
+    assert seen["AAFLOW_RUN"] == run
+    assert seen["AAFLOW_GROUP"] == f"{run}/work"
+
+
+def test_the_first_error_of_a_rank_is_the_error_of_the_stage(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from mpi4py import MPI
+from aaflow.runtime import records
+rank = MPI.COMM_WORLD.Get_rank()
+error = {"rank": rank, "type": "ValueError", "error": f"bad row {rank}", "where": "rows.py:7", "time": 10 - rank}
+records.write(f"{sys.argv[1]}/errors/work.{rank}.json", error)
+MPI.COMM_WORLD.Barrier()
+MPI.COMM_WORLD.Abort(3)
+"""
+    with RunLease(str(tmp_path)), pytest.raises(StageError) as caught:
+        run_group(str(tmp_path), "work", mpiexec(2, code, str(tmp_path)), {})
+    assert str(caught.value).startswith("stage 'work' failed on rank 1: ValueError: bad row 1 (at rows.py:7); log: ")
+    assert caught.value.rank == 1
+    assert caught.value.log == str(tmp_path / "logs/work.out")
+
+
+def test_a_rank_that_crashes_is_named(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys, time
+from mpi4py import MPI
+from aaflow.runtime.group import register_rank
+rank = MPI.COMM_WORLD.Get_rank()
+register_rank(sys.argv[1], "work", rank)
+MPI.COMM_WORLD.Barrier()
+if rank == 1:
+    os.kill(os.getpid(), signal.SIGSEGV)
+time.sleep(3600)
+"""
+    with (
+        RunLease(str(tmp_path)),
+        pytest.raises(StageError, match=r"rank 1 \(pid \d+ on .*\) was killed by SIGSEGV") as caught,
+    ):
+        run_group(str(tmp_path), "work", mpiexec(2, code, str(tmp_path)), {})
+    assert caught.value.rank == 1
+
+
+def test_a_launch_command_that_fails_or_is_missing_is_named(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)):
+        with pytest.raises(StageError, match=r"ended with exit code 7; it said: no such partition; log: "):
+            run_group(str(tmp_path), "work", ["sh", "-c", "echo no such partition; exit 7"], {})
+        with pytest.raises(StageError, match=r"'no-such-launcher' can't be started: .*No such file"):
+            run_group(str(tmp_path), "work", ["no-such-launcher"], {})
+        with pytest.raises(ValueError, match="a name is made of"):
+            run_group(str(tmp_path), "../work", ["true"], {})
+    with pytest.raises(RunError, match="has ended or never began"):
+        run_group(str(tmp_path), "work", ["true"], {})
+
+
+def test_processes_that_a_group_leaves_in_the_background_end_with_it(tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    stray = f"(setsid sleep 3600 & echo $! >> {pids}); (env -i setsid sleep 3600 & echo $! >> {pids}); sleep 0.1"
+    with RunLease(str(tmp_path)) as lease:
+        assert run_group(str(tmp_path), "work", ["sh", "-c", stray], {}).succeeded
+        assert marked(lease.run) == []
+    strays = [int(pid) for pid in pids.read_text().split()]
+    assert len(strays) == 2
+    assert [pid for pid in strays if processes.find_process(pid)] == []
+
+
+def test_ranks_killed_before_they_register_leave_no_shared_memory(tmp_path: Path) -> None:
+    code = """
+import os, re, signal, sys
+from mpi4py import MPI
+open(sys.argv[1], "a").writelines(line for line in open("/proc/self/maps") if "/dev/shm/mpich" in line)
+MPI.COMM_WORLD.Barrier()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    maps = tmp_path / "maps"
+    with RunLease(str(tmp_path / "run")), pytest.raises(StageError, match="was killed by SIGKILL"):
+        run_group(str(tmp_path / "run"), "work", mpiexec(2, code, str(maps)), {})
+    paths = {line.split()[5] for line in maps.read_text().splitlines()}
+    assert paths
+    assert [path for path in paths if os.path.exists(path)] == []
+
+
+def test_a_proxy_killed_before_the_ranks_are_up_ends_the_group(tmp_path: Path) -> None:
+    code = """
+import os, signal, time
+if os.environ["PMI_RANK"] == "0":
+    os.kill(os.getppid(), signal.SIGKILL)
+time.sleep(3600)
+"""
+    began = time.monotonic()
+    with RunLease(str(tmp_path)) as lease:
+        with pytest.raises(StageError, match="was ended: the launcher's proxy"):
+            run_group(str(tmp_path), "work", mpiexec(2, code), {})
+        assert marked(lease.run) == []
+    assert time.monotonic() - began < BUDGET

@@ -1,0 +1,159 @@
+"""Keepers on further nodes and of engines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import aaflow
+from aaflow.errors import StageError
+from aaflow.runtime import processes, records, sharedfiles
+from aaflow.runtime.cleaning import registered_files
+from aaflow.runtime.group import run_group
+from aaflow.runtime.lease import RunLease
+from aaflow.runtime.processes import Process
+
+pytestmark = pytest.mark.serial
+
+#: Two ranks who take themselves to be on another node than the keeper that launched them.
+FAR_RANKS = """
+import os, sys, time
+os.environ["AAFLOW_KEEPER"] = '{"host": "elsewhere", "boot": "another", "namespace": "another"}'
+from mpi4py import MPI
+from aaflow.runtime.group import register_rank
+register_rank(sys.argv[1], "work", MPI.COMM_WORLD.Get_rank())
+MPI.COMM_WORLD.Barrier()
+time.sleep(float(sys.argv[2]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keepers and ranks find the package that is tested."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(aaflow.__file__).parent.parent))
+
+
+def far_ranks(folder: Path, seconds: float) -> list[str]:
+    return ["mpiexec", "-n", "2", sys.executable, "-c", FAR_RANKS, str(folder), str(seconds)]
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def keepers(run: str, kind: str) -> list[Process]:
+    """The run's keepers of one kind."""
+    return [p for p in processes.find_marked(processes.RUN, run) if command_line(p).endswith(f"\0{kind}\0")]
+
+
+def command_line(process: Process) -> str:
+    try:
+        return Path(f"/proc/{process.pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+def start(folder: Path, seconds: float) -> tuple[threading.Thread, list[StageError]]:
+    errors: list[StageError] = []
+
+    def run() -> None:
+        try:
+            run_group(str(folder), "work", far_ranks(folder, seconds), {})
+        except StageError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, errors
+
+
+def test_a_further_node_has_one_keeper_that_goes_with_its_ranks(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)) as lease:
+        thread, errors = start(tmp_path, 0.8)
+        wait_for(lambda: len(keepers(lease.run, "node")) == 1)
+        thread.join()
+        assert errors == []
+        wait_for(lambda: keepers(lease.run, "node") == [], 3)
+
+
+def test_a_keeper_on_a_further_node_ends_its_ranks_with_the_run(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)) as lease:
+        thread, errors = start(tmp_path, 3600)
+        wait_for(lambda: keepers(lease.run, "node"))
+        wait_for(lambda: registered_files(str(tmp_path), "work"))
+        files = registered_files(str(tmp_path), "work")
+    thread.join(timeout=5)
+    assert "the driver ended the run" in str(errors[0])
+    assert processes.find_marked(processes.RUN, lease.run) == []
+    assert [file for file in files if sharedfiles.is_there(file)] == []
+
+
+def test_a_proxy_that_dies_on_a_further_node_ends_the_whole_group(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)) as lease:
+        thread, errors = start(tmp_path, 3600)
+        wait_for(lambda: keepers(lease.run, "node") and lease.alive("work"))
+        # Leave the proxy's death to the far keeper: the near one, which would see it too, sleeps meanwhile.
+        (near,) = keepers(lease.run, "group") or [None]
+        assert near is not None
+        time.sleep(1.5)
+        os.kill(near.pid, signal.SIGSTOP)
+        rank = processes.read_process(records.per_rank(str(tmp_path), "ranks", "work")[0])
+        proxy = processes.parent_of(rank.pid)
+        assert proxy is not None
+        processes.kill(proxy)
+        wait_for(lambda: not processes.is_alive(rank))
+        os.kill(near.pid, signal.SIGCONT)
+        thread.join(timeout=8)
+        assert "proxy" in str(errors[0])
+        wait_for(lambda: processes.find_marked(processes.RUN, lease.run) == [], 3)
+
+
+def test_an_engine_ends_with_its_run_and_the_environment_of_others_is_left_alone(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)) as lease:
+        marks = lease.keep_engine()
+        engine = subprocess.Popen(["sleep", "3600"], env={**os.environ, **marks}, start_new_session=True)
+        other = subprocess.Popen(["sleep", "3600"], env={**os.environ, "AAFLOW_ENGINE": "another-run"})
+        wait_for(lambda: keepers(lease.run, "engine"))
+        assert engine.poll() is None
+    assert engine.wait(timeout=2) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    other.wait()
+
+
+def test_a_keeper_that_is_asked_to_end_ends_its_group_first(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)) as lease:
+        ended = lease.watch("work")
+        thread, errors = start(tmp_path, 3600)
+        wait_for(lambda: len(records.per_rank(str(tmp_path), "ranks", "work")) == 2)
+        (keeper,) = keepers(lease.run, "group")
+        os.kill(keeper.pid, signal.SIGTERM)
+        with pytest.raises(StageError, match="its keeper got SIGTERM"):
+            ended.result(timeout=5)
+        thread.join(timeout=5)
+        assert "its keeper got SIGTERM" in str(errors[0])
+        assert processes.find_marked(processes.GROUP, f"{lease.run}/work") == []
+
+
+def test_a_keeper_of_a_run_that_has_ended_starts_nothing(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)):
+        pass
+    command = [sys.executable, "-m", "aaflow.runtime.keeper", str(tmp_path), "work"]
+    subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+    group = records.read(records.group_path(str(tmp_path), "work"))
+    assert group is not None
+    assert group["reason"] == "its run has ended (it is done), so nothing was started"
+    empty = subprocess.run([*command[:3], str(tmp_path / "none"), "work"], capture_output=True, text=True)
+    assert empty.returncode == 1
+    assert "is missing, so there is nothing to keep" in empty.stderr
