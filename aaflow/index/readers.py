@@ -26,7 +26,8 @@ def hold(path: Path, generation: int, owner: object) -> Callable[[], object]:
     file = folder / f"{generation:08d}-{uuid.uuid4().hex}.json"
     try:
         make_folder(folder)
-        file.write_text(json.dumps(identity()))
+        with open(file, "x", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+            json.dump(identity(), stream)
     except OSError:
         return lambda: None
     return weakref.finalize(owner, _let_go, file, os.getpid())
