@@ -78,8 +78,12 @@ class RunResult:
         return logical_digest(self.trace())
 
 
-def compile(  # noqa: A001 - the word of the field
-    workflow: Workflow, *, site: str | Site | None = None, ranks: int | Mapping[str, int] | None = None, fuse: bool = True
+def compile(
+    workflow: Workflow,
+    *,
+    site: str | Site | None = None,
+    ranks: int | Mapping[str, int] | None = None,
+    fuse: bool = True,
 ) -> Plan:
     """Compile a workflow for a site; see :func:`aaflow.compiler.compile_workflow`, which says what it raises.
 
@@ -247,5 +251,3 @@ def _report(result: RunResult) -> dict[str, Any]:
         "timings": {name: dict(timing) for name, timing in result.timings.items()},
         "logical_digest": result.logical_digest,
     }
-
-

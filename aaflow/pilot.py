@@ -67,7 +67,9 @@ class LocalPilot:
     def start(self, placement: Placement, lease: RunLease) -> None:
         """See :class:`Pilot`."""
         if placement.site.nodes != 1:
-            raise PilotError(f"pilot 'local' starts groups on this machine only; site {placement.site.name!r} has more nodes")
+            raise PilotError(
+                f"pilot 'local' starts groups on this machine only; site {placement.site.name!r} has more nodes"
+            )
         self._threads = ThreadPoolExecutor(len(placement.plan.stages) or 1, thread_name_prefix="group")
 
     def submit(self, stage: str, run_folder: str, after: Sequence[Future[str]]) -> Future[str]:

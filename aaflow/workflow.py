@@ -1,8 +1,8 @@
 """Workflow: compose operators into a DAG. Building one runs nothing.
 
-    workflow = Workflow()
-    workflow.load("docs/").transform(size=1000).embed("hash").upsert("my-index")
-    plan = aaflow.compile(workflow, ranks=2)
+workflow = Workflow()
+workflow.load("docs/").transform(size=1000).embed("hash").upsert("my-index")
+plan = aaflow.compile(workflow, ranks=2)
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Stream:
         function: str | Callable[..., Any],
         *,
         output: pa.Schema | None = None,
-        input: pa.Schema | None = None,  # noqa: A002 - the word of the operator's definition
+        input: pa.Schema | None = None,
         pattern: Pattern = Pattern.EMBARRASSINGLY_PARALLEL,
         domain: Domain = Domain.CPU_PARTITION,
         options: Mapping[str, Any] | None = None,

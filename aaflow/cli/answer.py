@@ -69,7 +69,14 @@ def ask(
 
 
 def _hits(
-    index: Path, text: str, k: int, ranks: int | None, pilot: str | None, site: str | None, backend: str, folder: Path | None
+    index: Path,
+    text: str,
+    k: int,
+    ranks: int | None,
+    pilot: str | None,
+    site: str | None,
+    backend: str,
+    folder: Path | None,
 ) -> pa.Table:
     if ranks is None and pilot is None and site is None:
         return ask_index(index, [text], k, backend=backend)

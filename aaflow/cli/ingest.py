@@ -10,18 +10,22 @@ from rich.console import Console
 
 from aaflow.cli.output import notices_json, print_json, print_notices
 from aaflow.cli.progress import watch_progress
+from aaflow.compiler.explain import explain
 from aaflow.driver import RunResult, compile, place, run
 from aaflow.errors import InputError
 from aaflow.index import open_index
-from aaflow.compiler.explain import explain
 from aaflow.workflow import Workflow
 
-Paths = Annotated[list[str], typer.Argument(help="Folders, files, globs or fsspec URLs; name=path names a root.", show_default=False)]
+Paths = Annotated[
+    list[str], typer.Argument(help="Folders, files, globs or fsspec URLs; name=path names a root.", show_default=False)
+]
 IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.", show_default=False)]
 SiteOption = Annotated[str | None, typer.Option("--site", help="Name or file of a site; by default 'local'.")]
 PilotOption = Annotated[str | None, typer.Option("--pilot", help="local, parsl, …; by default the site's.")]
 RanksOption = Annotated[int | None, typer.Option("--ranks", help="MPI ranks of a stage; by default one per core.")]
-EmbedderOption = Annotated[str, typer.Option("--embedder", help="hash, or name or folder of a sentence-transformers model.")]
+EmbedderOption = Annotated[
+    str, typer.Option("--embedder", help="hash, or name or folder of a sentence-transformers model.")
+]
 DimOption = Annotated[int | None, typer.Option("--dim", help="Dimension of the vectors (hash only; 384 by default).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
 RunFolderOption = Annotated[Path | None, typer.Option("--run-folder", help="Parent of the run folder.")]
@@ -41,7 +45,9 @@ def ingest(
     splitter: Annotated[str | None, typer.Option(help="characters, tokens, markdown, delimiter or whole.")] = None,
     chunk_size: Annotated[int | None, typer.Option(help="Size of a chunk, in the splitter's unit.")] = None,
     overlap: Annotated[int | None, typer.Option(help="Overlap of two chunks, in the splitter's unit.")] = None,
-    text_column: Annotated[list[str] | None, typer.Option(help="Columns of records that are text; may be repeated.")] = None,
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Columns of records that are text; may be repeated.")
+    ] = None,
     id_column: Annotated[str | None, typer.Option(help="Column of records that names a document.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="name:type of a metadata field; may be repeated.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Read every file as this format.")] = None,
@@ -145,5 +151,3 @@ def plan(
 
 def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
-
-

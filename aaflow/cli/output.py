@@ -31,7 +31,8 @@ def notices_json(result: RunResult, kind: str) -> list[dict[str, Any]]:
     rows = rows.sort_by([("source", "ascending"), ("record", "ascending")])
     roots = _roots(result)
     return [
-        {"path": _path(row["source"], roots), "record": row["record"], "reason": row["reason"]} for row in rows.to_pylist()
+        {"path": _path(row["source"], roots), "record": row["record"], "reason": row["reason"]}
+        for row in rows.to_pylist()
     ]
 
 

@@ -34,7 +34,8 @@ def watch_progress(console: Console, plan: Plan, *, quiet: bool) -> Iterator[Pro
     began = time.monotonic()
     with Progress(*columns, console=console, transient=True) as bars:
         tasks = {
-            stage.name: bars.add_task(f"{stage.name} waiting", total=None, rate="", visible=False) for stage in plan.stages
+            stage.name: bars.add_task(f"{stage.name} waiting", total=None, rate="", visible=False)
+            for stage in plan.stages
         }
 
         def look(folder: RunFolder) -> None:

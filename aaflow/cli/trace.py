@@ -46,5 +46,3 @@ def time_table(trace: pa.Table) -> Table:
         numbers = (row["bytes_sum"] / 1e6, busy[name], row["wait_sum"] / 1e9, row["blocked_sum"] / 1e9)
         shown.add_row(name, str(row["rows_count"]), str(row["rows_sum"]), *(f"{number:.2f}" for number in numbers))
     return shown
-
-

@@ -34,7 +34,9 @@ def check_function(operator: Operator) -> None:
     """
     module, _, name = operator.function.partition(":")
     if not module or not name:
-        raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} is no import path like 'module:function'")
+        raise WorkflowError(
+            f"operator {operator.name!r}: {operator.function!r} is no import path like 'module:function'"
+        )
     if "<lambda>" in name or "<locals>" in name:
         kind = "a lambda" if "<lambda>" in name else "a closure"
         raise WorkflowError(
@@ -61,7 +63,9 @@ def _check_input(operator: Operator, operators: Mapping[str, Operator]) -> None:
             raise WorkflowError(f"operator {operator.name!r} has no input: name the operator whose rows it reads")
         return
     if operator.upstream not in operators:
-        raise WorkflowError(f"operator {operator.name!r} reads from {operator.upstream!r}, which is not in the workflow")
+        raise WorkflowError(
+            f"operator {operator.name!r} reads from {operator.upstream!r}, which is not in the workflow"
+        )
     given, wanted = operators[operator.upstream].output, operator.input
     if given is None:
         raise WorkflowError(f"operator {operator.name!r} reads from {operator.upstream!r}, which gives no rows")

@@ -218,4 +218,3 @@ def _searched_partitions(ordered: Sequence[Operator]) -> int:
             with open_index(operator.options["index"]) as opened:
                 return opened.spec.partitions
     return 1
-

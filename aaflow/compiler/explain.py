@@ -27,7 +27,9 @@ def _headline(plan: Plan) -> Text:
     text = Text(f"plan {plan.digest[:16]} on site {plan.site}, {plan.partitions} partitions")
     if plan.listing is not None:
         listing = plan.listing
-        text.append(f"\ninput: {listing.splits} split(s), {listing.bytes / 1e6:.1f} MB in {listing.tranches} tranche(s)")
+        text.append(
+            f"\ninput: {listing.splits} split(s), {listing.bytes / 1e6:.1f} MB in {listing.tranches} tranche(s)"
+        )
         text.append(f", {listing.unchanged} file(s) unchanged; listing {listing.digest[:16]}")
     if plan.index is not None:
         text.append(f"\nindex: {plan.index['path']}, dimension {plan.index['spec']['dimension']}")
@@ -35,7 +37,9 @@ def _headline(plan: Plan) -> Text:
 
 
 def _stage_table(stages: Iterable[Stage]) -> Table:
-    table = Table("stage", "operator", "pattern", "domain", "workers", "batch rows", "ranks", "collectives", title="Stages")
+    table = Table(
+        "stage", "operator", "pattern", "domain", "workers", "batch rows", "ranks", "collectives", title="Stages"
+    )
     for stage in stages:
         for number, operator in enumerate(stage.operators):
             first = number == 0

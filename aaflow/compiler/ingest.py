@@ -192,7 +192,9 @@ def _is_in(rows: pa.Table, known: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_
     if not rows.num_rows or not known.num_rows:
         return np.zeros(rows.num_rows, np.bool_)
     numbered = rows.append_column("_row", pa.array(np.arange(rows.num_rows)))
-    found = numbered.join(known.group_by(rows.column_names).aggregate([]), keys=rows.column_names, join_type="left semi")
+    found = numbered.join(
+        known.group_by(rows.column_names).aggregate([]), keys=rows.column_names, join_type="left semi"
+    )
     mask = np.zeros(rows.num_rows, np.bool_)
     mask[found["_row"].to_numpy()] = True
     return mask
@@ -206,4 +208,3 @@ def _ancestors(operator: Operator, ordered: Sequence[Operator]) -> list[Operator
         chain.append(by_name[current])
         current = by_name[current].upstream
     return chain
-

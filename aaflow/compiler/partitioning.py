@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def balance(weights: npt.NDArray[np.int64], ranks: int, loads: npt.NDArray[np.int64] | None = None) -> npt.NDArray[np.int32]:
+def balance(
+    weights: npt.NDArray[np.int64], ranks: int, loads: npt.NDArray[np.int64] | None = None
+) -> npt.NDArray[np.int32]:
     """Deal weighted things to ranks, heaviest first to the least loaded rank (LPT: Graham 1969, at most 4/3 of the best).
 
     Args:

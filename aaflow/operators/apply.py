@@ -38,7 +38,9 @@ class Apply:
         whole_units: whether it gets all rows of a (tranche, partition) at once, as after a shuffle.
     """
 
-    def __init__(self, name: str, path: str, options: Mapping[str, Any], output: pa.Schema, *, whole_units: bool) -> None:
+    def __init__(
+        self, name: str, path: str, options: Mapping[str, Any], output: pa.Schema, *, whole_units: bool
+    ) -> None:
         self._name = name
         self._function = import_function(path)
         self._options = dict(options)

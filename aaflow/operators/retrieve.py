@@ -18,7 +18,9 @@ from aaflow.operators.operator import Item
 
 def query_batch(texts: Sequence[str]) -> pa.RecordBatch:
     """Questions as rows of :data:`aaflow.schema.QUERIES`."""
-    return pa.record_batch([pa.array(range(len(texts)), pa.int32()), pa.array(texts, pa.string())], schema=schema.QUERIES)
+    return pa.record_batch(
+        [pa.array(range(len(texts)), pa.int32()), pa.array(texts, pa.string())], schema=schema.QUERIES
+    )
 
 
 def vectors_of(rows: pa.Table | pa.RecordBatch) -> npt.NDArray[np.float32]:

@@ -14,8 +14,8 @@ from aaflow.compiler.partitioning import split_readers
 from aaflow.compiler.plan import Plan, PlannedOperator, Stage, schema_of
 from aaflow.dataplane.communicator import Communicator
 from aaflow.errors import IndexMissing
-from aaflow.index import open_index
 from aaflow.index import Stage as IndexStage
+from aaflow.index import open_index
 from aaflow.operators.apply import Apply
 from aaflow.operators.embed import Embed
 from aaflow.operators.embedders import make_embedder
@@ -97,7 +97,9 @@ def _function(
     if operator.kind == "embed":
         model, dimension = options["model"], options["dimension"]
         device = "cpu" if options["device"] == "cpu" else context.device
-        return Embed(lambda: make_embedder(model, dimension=dimension, device=device), operator.batch_rows, operator.workers)
+        return Embed(
+            lambda: make_embedder(model, dimension=dimension, device=device), operator.batch_rows, operator.workers
+        )
     if operator.kind == "upsert":
         assert staging is not None
         return Upsert(staging)

@@ -100,7 +100,7 @@ def run_chain(
             for item in trace.record(function, items):
                 out.put(item)
             out.close()
-        except BaseException as error:  # noqa: BLE001 - whatever ends one operator ends the chain
+        except BaseException as error:
             fail(error)
 
     threads = [

@@ -19,7 +19,7 @@ from aaflow.runtime.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from aaflow.dataplane.communicator import Communicator
-    from aaflow.operators.operator import Item, StreamFunction
+    from aaflow.operators.operator import Item
     from aaflow.runtime.trace import OperatorTrace
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.slot import Slot
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_size(comm, placement, stage_name)
         register_rank(str(folder.path), stage_name, rank)
         _run_rank(folder, placement, stage_name, comm)
-    except BaseException as error:  # noqa: BLE001 - whatever it is, the group has to end with its reason
+    except BaseException as error:
         _fail(folder, stage_name, rank, error)
         return 1
     return 0
@@ -100,7 +100,13 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
     traces = [trace for trace, _ in traced]
     ready = time.time()
     with _Progress(folder, f"{stage_name}.{comm.rank}", traces):
-        _drain(folder, placement, stage_name, comm, run_chain(traced, _source(folder, placement, stage_name, comm), QUEUE_BOUND))
+        _drain(
+            folder,
+            placement,
+            stage_name,
+            comm,
+            run_chain(traced, _source(folder, placement, stage_name, comm), QUEUE_BOUND),
+        )
     write_trace(folder.trace / f"{stage_name}.{comm.rank}.arrow", traces, stage_name, comm.rank)
     summary = {"began": began, "ready": ready, "ended": time.time(), "rows": {t.operator: t.rows for t in traces}}
     folder.write_json(f"results/{stage_name}.{comm.rank}.json", summary)
@@ -117,9 +123,7 @@ def _source(folder: RunFolder, placement: Placement, stage_name: str, comm: Comm
     return iter(TakeOver(folder.edges / stage.after[0] / stage_name, comm.rank, stage.owners, tranches))
 
 
-def _drain(
-    folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator, items: Iterator[Item]
-) -> None:
+def _drain(folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator, items: Iterator[Item]) -> None:
     """Take what the last operator gives: to the next stages, or into the output of the run."""
     from aaflow.compiler.plan import schema_of
     from aaflow.runtime.chain import readers_of

@@ -78,7 +78,17 @@ class OperatorTrace:
         count = len(self._rows)
         columns = list(zip(*self._rows)) if count else [()] * 8  # noqa: B905 - rows are tuples of one length
         tranche, partition, start, end, wait, blocked, rows, size = columns
-        named = [[stage] * count, [rank] * count, [self.operator] * count, tranche, partition, start, end, wait, blocked]
+        named = [
+            [stage] * count,
+            [rank] * count,
+            [self.operator] * count,
+            tranche,
+            partition,
+            start,
+            end,
+            wait,
+            blocked,
+        ]
         return pa.table([*map(list, named), list(rows), list(size)], schema=TRACE)
 
 
@@ -127,7 +137,13 @@ def to_chrome(trace: pa.Table) -> str:
             }
         )
     for (stage, rank, operator), thread in threads.items():
-        named = {"name": "thread_name", "ph": "M", "pid": f"{stage} rank {rank}", "tid": thread, "args": {"name": operator}}
+        named = {
+            "name": "thread_name",
+            "ph": "M",
+            "pid": f"{stage} rank {rank}",
+            "tid": thread,
+            "args": {"name": operator},
+        }
         events.append(named)
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
 
@@ -137,5 +153,3 @@ def busy_seconds(trace: pa.Table) -> dict[str, float]:
     busy = pc.subtract(pc.subtract(trace["end"], trace["start"]), trace["wait"])
     grouped = pa.table({"operator": trace["operator"], "busy": busy}).group_by("operator").aggregate([("busy", "sum")])
     return {row["operator"]: row["busy_sum"] / 1e9 for row in grouped.to_pylist()}
-
-

@@ -74,5 +74,3 @@ def _kept(rows: pa.RecordBatch) -> pa.RecordBatch:
 
 def _joined(first: pa.RecordBatch, second: pa.RecordBatch) -> pa.RecordBatch:
     return pa.Table.from_batches([first, second], NOTICES).combine_chunks().to_batches()[0]
-
-
