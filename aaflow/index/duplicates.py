@@ -68,7 +68,9 @@ def _losers(table: pa.Table, key: str, order: list[str]) -> tuple[Mask, Indices]
 def sort_and_reduce(rows: pa.Table, partition: int) -> tuple[pa.Table, pa.Table]:
     """``rows`` of one unit in the order of a segment, without repeated documents and chunks; notices of the former."""
     keys = ["doc_id", "source", "record", "ordinal", "chunk_id"]
-    rows = rows.take(pc.sort_indices(rows, sort_keys=[(name, "ascending") for name in keys]))
+    order = pc.sort_indices(rows.select(keys), sort_keys=[(name, "ascending") for name in keys])
+    if not np.array_equal(order.to_numpy(), np.arange(len(order))):
+        rows = rows.take(order)
     starts = document_starts(rows)
     documents = rows.select(["doc_id", "source", "record"]).take(pa.array(starts[:-1]))
     losers, reasons = losing_documents(documents)

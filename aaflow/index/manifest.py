@@ -51,7 +51,7 @@ class Segment:
         documents: live documents.
         bytes: size of the file.
         digest: digest of all rows, hexadecimal.
-        sha256: SHA-256 of the file, hexadecimal.
+        file_digest: digest of the bytes of the file, hexadecimal.
         norm: no vector is longer than this (l2 norm).
         dead: its tombstones.
     """
@@ -61,7 +61,7 @@ class Segment:
     documents: int
     bytes: int
     digest: str
-    sha256: str
+    file_digest: str
     norm: float
     dead: Tombstones | None = None
 
@@ -158,7 +158,7 @@ def segment_file(partition: int, name: str) -> str:
 
 def backend_file(kind: str, partition: int, segments: Sequence[Segment]) -> str:
     """Where the ``ivf`` or ``hnsw`` index over exactly these segments lies, relative to the index folder."""
-    signature = hashlib.sha256(" ".join(f"{s.id} {s.sha256}" for s in segments).encode()).hexdigest()[:16]
+    signature = hashlib.sha256(" ".join(f"{s.id} {s.file_digest}" for s in segments).encode()).hexdigest()[:16]
     return f"backends/{kind}/{partition:05d}-{signature}.faiss"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from aaflow.index.collect import dangling
 from aaflow.index.files import temporaries
 from aaflow.index.lock import writer_lives
 from aaflow.index.manifest import Manifest, Segment, segment_file
-from aaflow.index.segment import ORDER, dead_rows, digest_of, read_table
+from aaflow.index.segment import ORDER, dead_rows, digest_of, file_digest, read_table
 from aaflow.index.sources import SOURCES, read_notices, read_sources
 from aaflow.index.spec import IndexSpec
 from aaflow.schema import NOTICES
@@ -55,8 +54,8 @@ def _segment(path: Path, partition: int, segment: Segment, spec: IndexSpec) -> I
         yield f"{name}: {size} bytes, the manifest says {segment.bytes}"
         return
     with pa.memory_map(str(file)) as source:
-        if hashlib.sha256(source.read_buffer()).hexdigest() != segment.sha256:
-            yield f"{name}: its bytes have changed (SHA-256)"
+        if file_digest(source.read_buffer()) != segment.file_digest:
+            yield f"{name}: its bytes have changed"
             return
     try:
         yield from _rows(path, partition, segment, read_table(file), spec)
