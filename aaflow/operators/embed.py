@@ -1,0 +1,109 @@
+"""The ``embed`` operator: a ``vector`` for every row that has a ``text``."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from aaflow import schema
+from aaflow.operators.embedders import Embedder
+from aaflow.operators.operator import Item
+
+#: Bytes of text after which a window is full whatever its rows: Arrow strings have 31-bit offsets.
+_WINDOW_BYTES = 1 << 28
+
+
+class Embed:
+    """Gathers rows into windows across units, embeds each window at once and gives every item back with its vectors.
+
+    The vectors of a window lie in one buffer, which the batches that go out share. Items keep their order.
+
+    Args:
+        make: makes the embedder; called once, in the thread that runs the operator.
+        window: rows that are embedded together.
+        workers: windows that are embedded at the same time.
+    """
+
+    def __init__(self, make: Callable[[], Embedder], window: int = 2048, workers: int = 1) -> None:
+        self._make = make
+        self._window = window
+        self._workers = workers
+
+    def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
+        """See :class:`aaflow.operators.operator.StreamFunction`."""
+        embedder = self._make()
+        windows = _windows(items, self._window)
+        if self._workers == 1:
+            for window in windows:
+                yield from _embedded(window, embedder)
+            return
+        running: deque[Future[list[Item]]] = deque()
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="embed") as pool:
+            for window in windows:
+                running.append(pool.submit(_embedded, window, embedder))
+                if len(running) > self._workers:
+                    yield from running.popleft().result()
+            while running:
+                yield from running.popleft().result()
+
+
+def _windows(items: Iterator[Item], rows: int) -> Iterator[list[Item]]:
+    """Items in order, together as many rows as a window has; an item with more rows than that is cut."""
+    window: list[Item] = []
+    free, free_bytes = rows, _WINDOW_BYTES
+    for item in items:
+        if item.rows is None or item.rows.num_rows == 0:
+            window.append(item)
+            if free == rows:  # nothing waits for its vectors, so nothing is won by holding this back
+                yield window
+                window = []
+            continue
+        for part in _parts(item, free, rows):
+            assert part.rows is not None
+            window.append(part)
+            free -= part.rows.num_rows
+            free_bytes -= part.rows["text"].nbytes
+            if free <= 0 or free_bytes <= 0:
+                yield window
+                window = []
+                free, free_bytes = rows, _WINDOW_BYTES
+    if window:
+        yield window
+
+
+def _parts(item: Item, first: int, rows: int) -> Iterator[Item]:
+    """The item cut after its ``first`` rows and then every ``rows``; notices and ``last`` go with the last part."""
+    assert item.rows is not None
+    total, start, size = item.rows.num_rows, 0, first
+    while total - start > size:
+        yield Item(item.tranche, item.partition, item.rows.slice(start, size))
+        start, size = start + size, rows
+    yield replace(item, rows=item.rows.slice(start))
+
+
+def _embedded(window: list[Item], embedder: Embedder) -> list[Item]:
+    texts = [item.rows["text"] for item in window if item.rows is not None]
+    total = sum(len(text) for text in texts)
+    dimension = embedder.dimension
+    buffer = pa.allocate_buffer(total * dimension * 4)
+    if total:
+        out = np.frombuffer(buffer, dtype=np.float32).reshape(total, dimension)
+        embedder.embed(pa.concat_arrays(texts) if len(texts) > 1 else texts[0], out)
+    values = pa.Array.from_buffers(pa.float32(), total * dimension, [None, buffer])
+    field = schema.vector_field(dimension)
+    vectors = pa.Array.from_buffers(field.type, total, [None], children=[values])
+    done, start = [], 0
+    for item in window:
+        if item.rows is None:
+            done.append(item)
+            continue
+        part = vectors.slice(start, item.rows.num_rows)
+        start += item.rows.num_rows
+        columns = pa.RecordBatch.from_arrays([*item.rows.columns, part], schema=item.rows.schema.append(field))
+        done.append(replace(item, rows=columns))
+    return done
