@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 run: $(STAMP)
-	@python apps/stdlib_docs.py $(RUN_FOLDER)
+	@python apps/ask_stdlib.py $(RUN_FOLDER)
 
 # Tests that need the machine for themselves run first, alone.
 PYTEST := python -m pytest --disable-warnings

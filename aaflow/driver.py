@@ -96,7 +96,7 @@ def compile(
 
 
 def place(plan: Plan, site: str | Site | None = None) -> Placement:
-    """Put every rank of a plan on its slot; see :func:`aaflow.scheduling.placement.place`, which says what it raises."""
+    """Put every rank of a plan on its slot; see :func:`aaflow.scheduling.placement.place` for what it raises."""
     return place_plan(plan, _site(site))
 
 

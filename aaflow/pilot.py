@@ -23,7 +23,7 @@ ENTRY_POINTS = "aaflow.pilots"
 
 
 class Pilot(Protocol):
-    """Starts task groups as tasks of an engine. Used once, for one run: ``start``, ``submit`` a stage each, ``close``."""
+    """Starts task groups as tasks of an engine; used for one run: ``start``, ``submit`` a stage each, ``close``."""
 
     name: str
 
@@ -138,7 +138,7 @@ def allocated_nodes() -> list[str]:
 
 
 def write_launch_orders(placement: Placement, folder: Path) -> None:
-    """Write, for each stage, what :func:`start_stage` needs: a small JSON file, so that an engine's worker starts fast."""
+    """Write, for each stage, what :func:`start_stage` needs: small JSON, so that an engine's worker starts fast."""
     import dataclasses
 
     orders = folder / "launch"

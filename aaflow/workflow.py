@@ -38,7 +38,7 @@ class Stream:
         return self.operator.output
 
     def transform(self, *, name: str = "transform", **options: Any) -> Stream:
-        """Split documents into chunks; ``options`` are those of :class:`aaflow.operators.transform.TransformOptions`."""
+        """Split documents into chunks; options of :class:`aaflow.operators.transform.TransformOptions`."""
         return self._then(
             Operator(
                 name=name,

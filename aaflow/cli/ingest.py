@@ -72,8 +72,8 @@ def ingest(
     listing = placement.plan.listing
     same = f", {listing.unchanged} file(s) unchanged" if listing is not None and listing.unchanged else ""
     console.print(
-        f"{summary['documents']} documents, {summary['chunks']} chunks in {index} (generation {summary['generation']}{same}), "
-        f"{result.seconds:.1f} s"
+        f"{summary['documents']} documents, {summary['chunks']} chunks in {index} "
+        f"(generation {summary['generation']}{same}), {result.seconds:.1f} s"
     )
     print_notices(console, summary["skipped"], result.folder)
 

@@ -44,8 +44,8 @@ def check_function(operator: Operator) -> None:
         )
     if module == "__main__":
         raise WorkflowError(
-            f"operator {operator.name!r}: {name!r} is defined in the program itself (__main__), which ranks don't import; "
-            "move it into a module of its own"
+            f"operator {operator.name!r}: {name!r} is defined in the program itself (__main__), which ranks don't "
+            "import; move it into a module of its own"
         )
     try:
         found = inspect.getattr_static(importlib.import_module(module), name.split(".")[0])

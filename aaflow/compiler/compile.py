@@ -8,9 +8,10 @@ import pyarrow.compute as pc
 
 from aaflow.compiler.check import check_workflow
 from aaflow.compiler.ingest import Inputs, index_target, list_load
-from aaflow.compiler.partitioning import partition_owners, split_bytes
+from aaflow.compiler.partitioning import partition_owners
 from aaflow.compiler.plan import Edge, Listing, Plan, PlannedOperator, Stage, schema_text
 from aaflow.errors import PlacementError, WorkflowError
+from aaflow.operators.listing import split_sizes
 from aaflow.operators.operator import Domain, Operator, Pattern
 from aaflow.scheduling.site import Site
 from aaflow.workflow import Workflow
@@ -205,7 +206,7 @@ def _edges(ordered: Sequence[Operator], stages: Sequence[Stage], inputs: Inputs 
 def _listing(inputs: Inputs | None) -> Listing | None:
     if inputs is None:
         return None
-    sizes = int(split_bytes(inputs.listing).sum())
+    sizes = int(split_sizes(inputs.listing).sum())
     tranches = (pc.max(inputs.listing["tranche"]).as_py() + 1) if inputs.listing.num_rows else 0
     return Listing(inputs.operator, inputs.digest, inputs.listing.num_rows, sizes, inputs.unchanged, tranches)
 

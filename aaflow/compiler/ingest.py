@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aaflow.compiler.partitioning import split_bytes
 from aaflow.compiler.plan import PlannedOperator
 from aaflow.errors import IndexMissing, WorkflowError
 from aaflow.hashing import row_digest_sum
 from aaflow.index import IndexSpec, open_index
 from aaflow.operators.embedders import describe_embedder
-from aaflow.operators.listing import LoadOptions, cut_tranches, list_inputs
+from aaflow.operators.listing import LoadOptions, cut_tranches, list_inputs, split_sizes
 from aaflow.operators.operator import Operator
 from aaflow.operators.transform import TransformOptions
 
@@ -60,7 +59,7 @@ class Inputs:
         sources: root, source, size, mtime_ns of every file in ``listing``.
         pruned: root, source of the files that are gone from the given roots.
         unchanged: files that the index holds as they are.
-        roots: absolute URIs that were listed.
+        roots: absolute URIs that sources are relative to.
     """
 
     operator: str
@@ -86,7 +85,7 @@ class Inputs:
     def record_bytes(self) -> int:
         """Bytes of the splits that hold records."""
         records = self.listing.filter(self.listing["records"])
-        return int(split_bytes(records).sum())
+        return int(split_sizes(records).sum())
 
     @property
     def tables(self) -> dict[str, pa.Table]:
@@ -172,6 +171,7 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
         raise WorkflowError(f"operators {', '.join(op.name for op in loads)} all load; give one of them all the paths")
     options = load_options(loads[0], target.spec.partitions if target else 64)
     listed = list_inputs(loads[0].options["paths"], options)
+    roots = tuple(sorted({*listed.roots, *pc.unique(listed.table["root"]).to_pylist()}))
     table, unchanged, pruned = listed.table, 0, listed.table.select(["root", "source"]).slice(0, 0)
     if target is not None and target.exists:
         with open_index(target.path) as opened:
@@ -184,7 +184,7 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
         table = table.filter(pa.array(~same))
     table = cut_tranches(table, TRANCHE_BYTES)
     sources = table.select(_SOURCE_COLUMNS).group_by(_SOURCE_COLUMNS).aggregate([]).select(_SOURCE_COLUMNS)
-    return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged, tuple(listed.roots))
+    return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged, roots)
 
 
 def _is_in(rows: pa.Table, known: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from aaflow.operators.listing import split_sizes
 
 
 def balance(
     weights: npt.NDArray[np.int64], ranks: int, loads: npt.NDArray[np.int64] | None = None
 ) -> npt.NDArray[np.int32]:
-    """Deal weighted things to ranks, heaviest first to the least loaded rank (LPT: Graham 1969, at most 4/3 of the best).
+    """Deal weighted things to ranks, heaviest first to the least loaded (LPT, Graham 1969: at most 4/3 of the best).
 
     Args:
         weights: int64 [n].
@@ -37,7 +38,7 @@ def partition_owners(listing: pa.Table | None, partitions: int, ranks: int) -> t
     """
     weights = np.ones(partitions, np.int64)
     if listing is not None and listing.num_rows:
-        sizes = split_bytes(listing)
+        sizes = split_sizes(listing)
         partition = listing["partition"].to_numpy()
         whole = partition >= 0
         np.add.at(weights, partition[whole], sizes[whole])
@@ -53,7 +54,7 @@ def split_readers(listing: pa.Table, owners: tuple[int, ...], ranks: int) -> npt
     """
     partition = listing["partition"].to_numpy()
     tranche = listing["tranche"].to_numpy()
-    sizes = split_bytes(listing)
+    sizes = split_sizes(listing)
     readers = np.zeros(len(partition), np.int32)
     whole = partition >= 0
     readers[whole] = np.asarray(owners, np.int32)[partition[whole]]
@@ -63,9 +64,3 @@ def split_readers(listing: pa.Table, owners: tuple[int, ...], ranks: int) -> npt
         records = np.flatnonzero(here & ~whole)
         readers[records] = balance(sizes[records], ranks, loads)
     return readers
-
-
-def split_bytes(listing: pa.Table) -> npt.NDArray[np.int64]:
-    """Bytes of each split of a listing, int64 [splits]; 0 where the size isn't known before it is read."""
-    sizes: npt.NDArray[np.int64] = pc.subtract(listing["end"], listing["start"]).to_numpy()
-    return np.maximum(sizes, 0)

@@ -1,0 +1,1 @@
+"""How Arrow data moves between operators, ranks and stages."""

@@ -73,6 +73,10 @@ class Apply:
             return result.select(self._output.names).cast(self._output)
         except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
             raise WorkflowError(
-                f"operator {self._name!r} promised the columns {', '.join(f'{f.name} ({f.type})' for f in self._output)} and "
-                f"gave {', '.join(f'{f.name} ({f.type})' for f in result.schema)}: {error}"
+                f"operator {self._name!r} promised the columns {_columns(self._output)} "
+                f"and gave {_columns(result.schema)}: {error}"
             ) from error
+
+
+def _columns(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)

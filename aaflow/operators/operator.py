@@ -1,7 +1,7 @@
 """What an operator is: ``(input, output, function, communication pattern)``.
 
-An :class:`Operator` is a declaration, pure data that the compiler reads. What runs in a rank is a :class:`StreamFunction`
-that the operator's import path names.
+An :class:`Operator` is a declaration, pure data that the compiler reads. What runs in a rank is a
+:class:`StreamFunction` that the operator's import path names.
 """
 
 from __future__ import annotations
@@ -86,4 +86,6 @@ class StreamFunction(Protocol):
     and releases what it holds when it is closed. It is called in a thread of its own.
     """
 
-    def __call__(self, items: Iterator[Item]) -> Iterator[Item]: ...
+    def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Items out for items in."""
+        ...

@@ -14,7 +14,7 @@ import pyarrow.ipc
 
 from aaflow.operators.operator import Item, StreamFunction
 
-#: One row per batch that an operator gave out. ``start``/``end`` are nanoseconds of the machine's clock; ``wait`` is how
+#: One row per batch that an operator gave out. ``start``, ``end``: nanoseconds of the machine's clock; ``wait``: how
 #: long the operator waited for its input meanwhile, ``blocked`` how long for room in the next queue.
 TRACE = pa.schema(
     [

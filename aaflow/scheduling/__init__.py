@@ -1,0 +1,1 @@
+"""Where things run: sites, slots, placement, launch commands."""

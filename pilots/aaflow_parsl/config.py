@@ -50,7 +50,7 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
         heartbeat_threshold=10,
         worker_logdir_root=str(folder),
         interchange_launch_cmd=[*marked, *_beside(scripts, DEFAULT_INTERCHANGE_LAUNCH_CMD)],
-        launch_cmd=shlex.join(_beside(scripts, DEFAULT_LAUNCH_CMD.split()[:1])) + DEFAULT_LAUNCH_CMD[len(DEFAULT_LAUNCH_CMD.split()[0]) :],
+        launch_cmd=" ".join(_beside(scripts, DEFAULT_LAUNCH_CMD.split())),
     )
     return Config(
         executors=[executor],
@@ -79,7 +79,12 @@ def _provider(site: Site, environment: Mapping[str, str]) -> ExecutionProvider:
     known = {key: value for key, value in options.items() if value not in (None, "")}
     if site.scheduler == "slurm":
         return SlurmProvider(
-            nodes_per_block=site.nodes, worker_init=worker_init, launcher=SimpleLauncher(), exclusive=True, **blocks, **known
+            nodes_per_block=site.nodes,
+            worker_init=worker_init,
+            launcher=SimpleLauncher(),
+            exclusive=True,
+            **blocks,
+            **known,
         )
     if site.scheduler == "pbs":
         return PBSProProvider(

@@ -66,7 +66,7 @@ def _in_thread(job: Callable[..., dict[str, Any]], inputs: Sequence[Any]) -> Fut
     def drive() -> None:
         try:
             future.set_result(job(*inputs))
-        except BaseException as error:  # noqa: BLE001 - whoever waits for the AppFuture gets it
+        except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=drive, name="aaflow-driver", daemon=True).start()

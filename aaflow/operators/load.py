@@ -1,0 +1,81 @@
+"""``load``: the pieces of a listing become batches of documents, unit of commit by unit of commit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aaflow.operators.operator import Item
+from aaflow.operators.readers import LoadOptions, Notices, Split, read_documents, read_records, splits
+from aaflow.operators.readers.documents import BATCH_BYTES, BATCH_ROWS
+
+__all__ = ["Load", "LoadOptions"]
+
+#: Files that follow each other without giving a batch hand over their notices after this many of them.
+_NOTICES_HELD = 1000
+
+
+class Load:
+    """Reads the pieces of a listing that belong to one rank.
+
+    Args:
+        options: how to read.
+        pieces: rows of :data:`aaflow.schema.LISTING`, in any order.
+    """
+
+    def __init__(self, options: LoadOptions, pieces: pa.Table) -> None:
+        self._options = options
+        whole_first = pc.if_else(pieces["records"], 1, 0)
+        keyed = pieces.append_column("_records", whole_first)
+        order = [(name, "ascending") for name in ("tranche", "_records", "partition", "source", "start")]
+        self._pieces = keyed.sort_by(order).drop_columns(["_records"])
+
+    def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
+        """The documents, by tranche; what comes in is not looked at.
+
+        In a tranche the whole documents come first, partition by partition, each ending with its ``last``; then the
+        records, whose batches mix partitions (-1). The ``last`` of partition -1 ends the tranche.
+        """
+        for tranche, pieces in groupby(splits(self._pieces), lambda split: split.tranche):
+            for partition, unit in groupby(pieces, lambda split: split.partition):
+                yield from self._unit(tranche, partition, unit)
+                if partition >= 0:
+                    yield Item(tranche, partition, last=True)
+            yield Item(tranche, -1, last=True)
+
+    def _unit(self, tranche: int, partition: int, unit: Iterable[Split]) -> Iterator[Item]:
+        notices = Notices(self._options.partitions)
+        for batch in self._batches(partition, unit, notices):
+            yield Item(tranche, partition, batch, notices.take())
+        if len(notices):
+            yield Item(tranche, partition, notices=notices.take())
+
+    def _batches(self, partition: int, unit: Iterable[Split], notices: Notices) -> Iterator[pa.RecordBatch | None]:
+        if partition >= 0:
+            yield from read_documents(unit, self._options, notices)
+            return
+        held: list[pa.RecordBatch] = []
+        for split in unit:
+            for batch in read_records(split, self._options, notices):
+                if held and not _fits(held, batch):
+                    yield _joined(held)
+                    held = []
+                held.append(batch)
+            if len(notices) >= _NOTICES_HELD:
+                yield None
+        if held:
+            yield _joined(held)
+
+
+def _fits(held: list[pa.RecordBatch], batch: pa.RecordBatch) -> bool:
+    rows = sum(part.num_rows for part in held) + batch.num_rows
+    return rows <= BATCH_ROWS and sum(part.nbytes for part in held) + batch.nbytes <= BATCH_BYTES
+
+
+def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(batches) == 1:
+        return batches[0]
+    return pa.Table.from_batches(batches).combine_chunks().to_batches()[0]
