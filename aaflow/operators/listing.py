@@ -153,7 +153,7 @@ class _Root:
                 folder, _, last = file.rpartition(b"/")
                 if folder not in quoted:
                     quoted[folder] = local_uri(folder)
-                uri = f"{quoted[folder]}/{local_uri(last)[len('file://'):]}"
+                uri = f"{quoted[folder]}/{local_uri(last)[len('file://') :]}"
                 self._add(self._prefix + name, uri, status.st_size, status.st_mtime_ns)
 
     def _list_remote(self, url: str) -> bool:
@@ -192,7 +192,7 @@ class _Root:
         kind, compression, ending = _format_of(source)
         kind = self._options.format or kind or ("txt" if explicit else "")
         if not kind:
-            unknown = f"unknown format .{shorten(ending)[1:-1]}" if ending else "its name has no ending that says its format"
+            unknown = f"unknown format .{shorten(ending)[1:-1]}" if ending else "no ending that says its format"
             self._notices.add(f"{unknown}; --format txt reads it as text", source)
             return
         files = self._files

@@ -71,8 +71,9 @@ class Load:
 
 
 def _fits(held: list[pa.RecordBatch], batch: pa.RecordBatch) -> bool:
-    rows = sum(part.num_rows for part in held) + batch.num_rows
-    return rows <= BATCH_ROWS and sum(part.nbytes for part in held) + batch.nbytes <= BATCH_BYTES
+    rows: int = sum(part.num_rows for part in held) + batch.num_rows
+    size: int = sum(part.nbytes for part in held) + batch.nbytes
+    return rows <= BATCH_ROWS and size <= BATCH_BYTES
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

@@ -95,7 +95,7 @@ def _row_blocks(stream: Any, first: bytes, delimiter: bytes, limit: int) -> Iter
 
 
 def _scan(data: bytes, delimiter: bytes, state: int, at_end: bool, limit: int) -> tuple[Any, Any, int]:
-    """Bounds and field counts of the rows that are complete in ``data`` (``limit`` of them, -1: all), the last state."""
+    """Bounds and widths of the rows that are complete in ``data`` (``limit`` of them, -1: all), the last state."""
     view = np.frombuffer(data, dtype=np.uint8)
     count = np.count_nonzero(view == ord("\n")) + np.count_nonzero(view == ord("\r")) + 1
     bounds, fields = np.zeros(count + 1, dtype=np.int64), np.zeros(count, dtype=np.int64)
@@ -105,7 +105,7 @@ def _scan(data: bytes, delimiter: bytes, state: int, at_end: bool, limit: int) -
 
 @kernel
 def _rows_of(data: Any, delimiter: Any, state: Any, at_end: Any, limit: Any, bounds: Any, fields: Any) -> Any:
-    """Writes the ends of rows to ``bounds[1:]``, their widths to ``fields``; returns their number and the last state."""
+    """Ends of rows to ``bounds[1:]``, their widths to ``fields``; returns the number of rows and the last state."""
     rows, width, begin = 0, 1, 0
     size = data.shape[0]
     for at in range(size):
@@ -221,9 +221,7 @@ class _Table:
         try:
             table = pacsv.read_csv(
                 pa.BufferReader(data),
-                read_options=pacsv.ReadOptions(
-                    use_threads=False, block_size=len(data) + 1, column_names=self._names
-                ),
+                read_options=pacsv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=self._names),
                 parse_options=pacsv.ParseOptions(delimiter=self._delimiter.decode(), newlines_in_values=True),
                 convert_options=pacsv.ConvertOptions(
                     column_types=dict.fromkeys(self._wanted, pa.string()),

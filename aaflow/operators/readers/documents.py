@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -20,7 +21,13 @@ BATCH_ROWS = 4096
 BATCH_BYTES = 4 * MIB
 
 _ZONED = r":\d\d(?:\.\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)$"
-_TYPE_NAMES = {"bool": "truth value", "date32[day]": "date", "int64": "whole number", "double": "number"}
+_TYPE_NAMES = {
+    "bool": "truth value",
+    "date32[day]": "date",
+    "int64": "whole number",
+    "double": "number",
+    "timestamp[us, tz=UTC]": "time",
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +52,14 @@ class Rows:
 
     def filter(self, keep: pa.Array) -> Rows:
         """The rows where ``keep`` is true."""
-        columns = (self.doc_id, self.source, self.record, self.text, self.source_type)
-        return Rows(*(c.filter(keep) for c in columns), {n: c.filter(keep) for n, c in self.metadata.items()})
+        return Rows(
+            self.doc_id.filter(keep),
+            self.source.filter(keep),
+            self.record.filter(keep),
+            self.text.filter(keep),
+            self.source_type.filter(keep),
+            {name: column.filter(keep) for name, column in self.metadata.items()},
+        )
 
 
 def finish(rows: Rows, options: LoadOptions, notices: Notices, no_text: str) -> Iterator[pa.RecordBatch]:
@@ -57,7 +70,7 @@ def finish(rows: Rows, options: LoadOptions, notices: Notices, no_text: str) -> 
         return
     kind = metadata_type(options.metadata)
     columns = [
-        fit(rows.metadata[f.name], f.type, lambda at, value, f=f: _conflict(rows, at, f, value, notices))
+        fit(rows.metadata[f.name], f.type, partial(_conflict, rows, f, notices))
         if f.name in rows.metadata
         else pa.nulls(count, f.type)
         for f in kind
@@ -167,9 +180,10 @@ def _skip(rows: Rows, notices: Notices, reason: str) -> None:
         notices.add(reason, source, record=record, doc_id=doc_id)
 
 
-def _conflict(rows: Rows, at: int, want: pa.Field, value: object, notices: Notices) -> None:
+def _conflict(rows: Rows, want: pa.Field, notices: Notices, at: int, value: object) -> None:
+    kind = _TYPE_NAMES.get(str(want.type), str(want.type))
     notices.add(
-        f"metadata field {want.name!r}: {shorten(value)} is not a {_TYPE_NAMES.get(str(want.type), str(want.type))}; it became null",
+        f"metadata field {want.name!r}: {shorten(value)} is not a {kind}; it became null",
         rows.source[at].as_py(),
         record=rows.record[at].as_py(),
         doc_id=rows.doc_id[at].as_py(),

@@ -121,7 +121,9 @@ class _BlockReader:
         texts = [pa.array([_scalar_text(v.get(n)) for v in values], pa.string()) for n in self._text]
         text = first_or_joined(self.options, self._text, texts)
         if self.options.text_columns is None:
-            text = pa.array([self._all_strings(v, t) for v, t in zip(values, text.to_pylist(), strict=True)], pa.string())
+            text = pa.array(
+                [self._all_strings(v, t) for v, t in zip(values, text.to_pylist(), strict=True)], pa.string()
+            )
         return record_rows(self.split, self.options, columns, text, pa.array(positions, pa.int64()))
 
     def _all_strings(self, value: Mapping[str, Any], text: str | None) -> str | None:
@@ -169,7 +171,10 @@ class _BlockReader:
 
     def _arrow_schema(self, id_type: pa.DataType) -> pa.Schema:
         # Only types that JSON has: the parser's own reading of dates is not the one of `fit`.
-        kinds = {f.name: pa.string() if pa.types.is_temporal(f.type) else f.type for f in metadata_type(self.options.metadata)}
+        kinds = {
+            f.name: pa.string() if pa.types.is_temporal(f.type) else f.type
+            for f in metadata_type(self.options.metadata)
+        }
         if self.options.id_column is not None:
             kinds[self.options.id_column] = id_type
         return pa.schema({**kinds, **dict.fromkeys(self._text, pa.string())})

@@ -22,7 +22,9 @@ class Notices:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def add(self, reason: str, source: str, *, record: int = 0, doc_id: str | None = None, kind: str = "skipped") -> None:
+    def add(
+        self, reason: str, source: str, *, record: int = 0, doc_id: str | None = None, kind: str = "skipped"
+    ) -> None:
         """One notice; a document without an id of its own goes by its ``source``."""
         name = source if doc_id is None else doc_id
         self._rows.append((kind, name, partition_of_id(name, self._partitions), source, record, reason))

@@ -52,7 +52,8 @@ def _read(file: pq.ParquetFile, split: Split, options: LoadOptions, notices: Not
 
 def row_groups(metadata: pq.FileMetaData, start: int, end: int) -> tuple[list[int], int]:
     """The row groups that begin in rows ``[start, end)`` (-1: to the last), and the number of their first row."""
-    groups, first, row = [], 0, 0
+    groups: list[int] = []
+    first, row = 0, 0
     for group in range(metadata.num_row_groups):
         if start <= row and (end < 0 or row < end):
             first = first if groups else row

@@ -22,7 +22,7 @@ def record_rows(
     """Rows whose key is the id column's value, or ``position`` (int64: byte offset or row number) where it has none."""
     count = len(text)
     key = position.cast(pa.string())
-    if options.id_column in columns:
+    if options.id_column is not None and options.id_column in columns:
         key = pc.coalesce(strings(columns[options.id_column]), key)
     source = pa.repeat(pa.scalar(split.source, pa.string()), count)
     return Rows(

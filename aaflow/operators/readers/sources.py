@@ -1,4 +1,4 @@
-"""Opening a piece of input: local files directly, everything else through fsspec, decompressed and decoded as it goes."""
+"""Opening a piece of input: local files directly, all else through fsspec; decompressed and decoded as it goes."""
 
 from __future__ import annotations
 

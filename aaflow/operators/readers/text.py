@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 from aaflow.operators.readers.notices import Unreadable
 from aaflow.operators.readers.options import LoadOptions, Split
@@ -43,7 +44,8 @@ def decode(data: bytes, options: LoadOptions) -> str:
         UnicodeDecodeError: the bytes are not in the encoding.
     """
     if options.utf8 and (nul := data.find(b"\0")) >= 0:
-        hint = "; it looks like UTF-16: read it with --encoding utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        wide = data[:2] in (b"\xff\xfe", b"\xfe\xff")
+        hint = "; it looks like UTF-16: read it with --encoding utf-16" if wide else ""
         raise Unreadable(f"binary content (NUL at byte {nul}){hint}")
     return data.decode(options.encoding).removeprefix("\ufeff")
 
@@ -74,7 +76,7 @@ def markdown_title(text: str) -> str | None:
 def rst_title(text: str) -> str | None:
     """The first section title: a line underlined with one punctuation character, at least as long as itself."""
     lines = [line.rstrip() for line in text.splitlines()]
-    for line, under in zip(lines, lines[1:], strict=False):
+    for line, under in pairwise(lines):
         if line and _RST_LINE.match(under) and not _RST_LINE.match(line) and len(under) >= max(2, len(line.strip())):
             return line.strip()
     return None
