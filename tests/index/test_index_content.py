@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from aaflow.hashing import digest_hex, row_digest_sum
 from aaflow.index import IndexSpec, compact, open_index
 
-quick = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+quick = settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 SPEC = IndexSpec(4, {"model": "test"}, {}, {}, partitions=3)
 
 

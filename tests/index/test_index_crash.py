@@ -96,7 +96,7 @@ def test_a_run_killed_at_any_step_leaves_the_last_generation_and_is_finished_by_
     steps = int((tmp_path / "whole.steps").read_text())
     assert steps > 50
     seen = set()
-    for step in range(1, steps + 1, 11):
+    for step in range(1, steps + 1, 17):
         path = tmp_path / f"step{step}"
         shutil.copytree(before, path)
         assert kill_at("run", path, step) == -9
