@@ -49,14 +49,14 @@ BEAT_SECONDS = 1.0
 
 #: A child of the launcher that holds its ranks on this node: when it dies, launcher and ranks live on and wait.
 _PROXIES = frozenset({"hydra_pmi_proxy", "prted", "orted"})
+#: What launchers set for a rank and not for themselves.
+_RANK_VARIABLES = ("PMI_RANK", "PMIX_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 class Lease:
     """A keeper's end of the lease: beats to the driver, and what the driver says or no longer says."""
 
-    def __init__(
-        self, run_folder: str, driver: dict[str, Any], keys: dict[str, Any], hello: dict[str, Any]
-    ) -> None:
+    def __init__(self, run_folder: str, driver: dict[str, Any], keys: dict[str, Any], hello: dict[str, Any]) -> None:
         import zmq
 
         self._run_folder = run_folder
@@ -131,7 +131,9 @@ class Launch:
         finally:
             os.close(handle)
         self._started = time.monotonic()
+        self._rank_variables = [name for name in _RANK_VARIABLES if name not in environment]
         self._proxies: dict[processes.Process, int] = {}
+        self._orphaned = 0
         self.seconds = 0.0
 
     @property
@@ -155,10 +157,17 @@ class Launch:
 
     def broken(self) -> str | None:
         """A proxy that died while the launcher lives on; twice seen, as a launcher outlives its proxies briefly."""
-        for child in processes.children(self._process.pid):
+        below = processes.children(self._process.pid)
+        for child in below:
             if processes.command_name(child.pid) in _PROXIES:
                 self._proxies.setdefault(child, 0)
-        return _dead_proxy(self._proxies)
+        # A proxy that died before the first look has left its ranks to this process.
+        self._orphaned = self._orphaned + 1 if not below and self._has_orphaned_rank() else 0
+        return _dead_proxy(self._proxies) or ("the launcher's proxy died" if self._orphaned == 2 else None)
+
+    def _has_orphaned_rank(self) -> bool:
+        adopted = [child.pid for child in processes.children(os.getpid()) if child.pid != self._process.pid]
+        return any(processes.has_variable(pid, name) for pid in adopted for name in self._rank_variables)
 
 
 def _dead_proxy(proxies: dict[processes.Process, int]) -> str | None:

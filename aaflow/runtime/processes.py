@@ -142,6 +142,11 @@ def _carries(pid: int, entry: bytes) -> bool:
         return False
 
 
+def has_variable(pid: int, name: str) -> bool:
+    """Whether a process was started with this environment variable."""
+    return _carries(pid, f"\0{name}=".encode())
+
+
 def find_marked(marker: str, value: str) -> list[Process]:
     """The living processes that were started with ``marker=value`` in their environment, this one left out."""
     entry = f"\0{marker}={value}\0".encode()

@@ -126,10 +126,13 @@ def test_an_engine_ends_with_its_run_and_the_environment_of_others_is_left_alone
         other = subprocess.Popen(["sleep", "3600"], env={**os.environ, "AAFLOW_ENGINE": "another-run"})
         wait_for(lambda: keepers(lease.run, "engine"))
         assert engine.poll() is None
-    assert engine.wait(timeout=2) == -signal.SIGKILL
-    assert other.poll() is None
-    other.kill()
-    other.wait()
+    try:
+        assert engine.wait(timeout=2) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        for process in (engine, other):
+            process.kill()
+            process.wait()
 
 
 def test_a_keeper_that_is_asked_to_end_ends_its_group_first(tmp_path: Path) -> None:

@@ -96,10 +96,12 @@ def test_a_keeper_that_falls_silent_fails_the_future_and_its_group_ends(
         wait_until_alive(lease, "embed")
         keeper = min(processes.find_marked(processes.RUN, lease.run), key=lambda process: process.start)
         os.kill(keeper.pid, signal.SIGSTOP)
-        with pytest.raises(StageError, match=r"its keeper on .* was silent for 2 s"):
-            ended.result(timeout=6)
-        assert processes.find_marked(processes.GROUP, f"{lease.run}/embed") == []
-        os.kill(keeper.pid, signal.SIGCONT)
+        try:
+            with pytest.raises(StageError, match=r"its keeper on .* was silent for 2 s"):
+                ended.result(timeout=6)
+            assert processes.find_marked(processes.GROUP, f"{lease.run}/embed") == []
+        finally:
+            os.kill(keeper.pid, signal.SIGCONT)
         group.join(timeout=10)
         assert group.error is not None
 
