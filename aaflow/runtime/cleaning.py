@@ -36,7 +36,7 @@ def clean_group(
         stage: of the group.
         find: the living processes of the group on this node.
         since: start of the group (ns) when it ended badly: files of ranks that were killed before they could
-            register go too, by the names that MPI libraries give.
+            register go too, by their names.
         seconds: how long to go on when processes don't die.
 
     Returns:
@@ -48,10 +48,25 @@ def clean_group(
         files |= sharedfiles.mapped_by(process.pid)
     left = processes.end_all(find, seconds=seconds) if alive or since is not None else []
     if since is not None:
-        files |= sharedfiles.made_by_mpi_since(since)
+        files |= sharedfiles.known_made_since(since)
     sharedfiles.remove_unused(files)
     for folder in ("ranks", "errors"):
         for path in glob.glob(f"{glob.escape(os.path.join(run_folder, folder, stage))}.*.tmp"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return tuple(f"process {process.pid}" for process in left)
+
+
+def clean_engine(run_folder: str) -> None:
+    """SIGKILL what is left of the engine that this run's pilot started here, and remove its shared memory.
+
+    An engine outlives a driver that was killed; its own tracker of semaphores dies with it.
+    """
+    engine = records.read(records.engine_path(run_folder))
+    if engine is None:
+        return
+    files: set[sharedfiles.SharedFile] = set()
+    for process in processes.find_marked(processes.ENGINE, str(engine["run"])):
+        files |= sharedfiles.mapped_by(process.pid)
+    processes.end_marked(processes.ENGINE, str(engine["run"]))
+    sharedfiles.remove_unused(files)

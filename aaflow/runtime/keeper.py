@@ -37,7 +37,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from aaflow.runtime import processes, records
-from aaflow.runtime.cleaning import clean_group
+from aaflow.runtime.cleaning import clean_engine, clean_group
 from aaflow.runtime.ending import GroupResult
 
 if TYPE_CHECKING:
@@ -294,7 +294,7 @@ def _keep_group(run_folder: str, stage: str, run: str, lease: Callable[[], Lease
     records.write(records.group_path(run_folder, stage), result.to_json())
     held.goodbye(result)
     if lost:
-        _end_engine(run_folder)
+        clean_engine(run_folder)
 
 
 def _keep_ranks(run_folder: str, stage: str, run: str, lease: Callable[[], Lease]) -> None:
@@ -317,14 +317,8 @@ def _keep_engine(run_folder: str, lease: Callable[[], Lease]) -> None:
     """Keep the engine that a driver started until the driver ends it or dies."""
     held = lease()
     reason = _watch(held, Wakeup(), None, owner=True)
-    _end_engine(run_folder)
+    clean_engine(run_folder)
     held.goodbye(GroupResult("", reason=reason))
-
-
-def _end_engine(run_folder: str) -> None:
-    """End what is left of the engine that this run's pilot started; it outlives a driver that was killed."""
-    if engine := records.read(records.engine_path(run_folder)):
-        processes.end_marked(processes.ENGINE, str(engine["run"]))
 
 
 def main(arguments: list[str]) -> None:
@@ -340,7 +334,7 @@ def main(arguments: list[str]) -> None:
         raise SystemExit(f"run folder {run_folder}: driver.json or keys/ is missing, so there is nothing to keep")
     if "ended" in driver:
         if kind == "engine":
-            _end_engine(run_folder)
+            clean_engine(run_folder)
         elif kind == "group":
             refused = GroupResult(stage, reason=f"its run has ended ({driver['ended']}), so nothing was started")
             records.write(records.group_path(run_folder, stage), refused.to_json())

@@ -12,8 +12,9 @@ from aaflow.runtime.processes import own_pids
 
 FOLDER = "/dev/shm"
 
-#: Names that MPI libraries and their transports give: MPICH, UCX, Open MPI, libfabric, PSM.
-MPI_PREFIXES = ("mpich_", "ucx_shm_", "vader_segment.", "sm_segment.", "psm2_shm", "psm3_shm", "fi_shm_")
+#: Names that MPI libraries and their transports give (MPICH, UCX, Open MPI, libfabric, PSM), and the semaphores of
+#: Python's multiprocessing.
+KNOWN_PREFIXES = ("sem.mp-", "mpich_", "ucx_shm_", "vader_segment.", "sm_segment.", "psm2_shm", "psm3_shm", "fi_shm_")
 
 
 @dataclass(frozen=True)
@@ -61,15 +62,15 @@ def _opened_by(pid: int) -> set[int]:
     return inodes
 
 
-def made_by_mpi_since(time_ns: int) -> set[SharedFile]:
-    """This user's files that an MPI library has made or changed since then, by their names.
+def known_made_since(time_ns: int) -> set[SharedFile]:
+    """This user's files that MPI libraries and multiprocessing made or changed since then, by their names.
 
     For ranks that were killed inside ``MPI_Init``, before they could register what they map.
     """
     found = set()
     with contextlib.suppress(OSError), os.scandir(FOLDER) as entries:
         for entry in entries:
-            if entry.name.startswith(MPI_PREFIXES):
+            if entry.name.startswith(KNOWN_PREFIXES):
                 with contextlib.suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
                     if status.st_uid == os.geteuid() and status.st_ctime_ns >= time_ns:

@@ -135,6 +135,26 @@ def test_an_engine_ends_with_its_run_and_the_environment_of_others_is_left_alone
             process.wait()
 
 
+def test_an_engine_that_is_ended_leaves_no_semaphores(tmp_path: Path) -> None:
+    code = """
+import multiprocessing, time
+lock = multiprocessing.get_context("spawn").Lock()
+print(lock._semlock.name, flush=True)
+time.sleep(3600)
+"""
+    with RunLease(str(tmp_path)) as lease:
+        environment = {**os.environ, **lease.keep_engine()}
+        engine = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+        assert engine.stdout is not None
+        semaphore = f"{sharedfiles.FOLDER}/sem.{engine.stdout.readline().strip().lstrip('/')}"
+        assert os.path.exists(semaphore)
+    with engine:
+        assert engine.wait(timeout=2) == -signal.SIGKILL
+    assert not os.path.exists(semaphore)
+
+
 def test_a_keeper_that_is_asked_to_end_ends_its_group_first(tmp_path: Path) -> None:
     with RunLease(str(tmp_path)) as lease:
         ended = lease.watch("work")
