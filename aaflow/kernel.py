@@ -26,6 +26,11 @@ def kernel(function: F) -> F:
     return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False)(function))
 
 
+def inlined(function: F) -> F:
+    """A part of kernels that costs no call: LLVM alone would call what is as long as its threshold."""
+    return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False, forceinline=True)(function))
+
+
 class Bytes(NamedTuple):
     """A column of byte strings: row i is ``data[offsets[i]:offsets[i + 1]]`` unless ``valid[i]`` is 0.
 
@@ -123,3 +128,16 @@ def _load(bits: int) -> Any:
 
 load32 = _load(32)
 load64 = _load(64)
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def _trailing_zeros(typing_context: Any, value: Any) -> Any:
+    """Bits below the lowest one of a uint64, which isn't 0; int64."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return numba_types.int64(numba_types.uint64), generate
+
+
+trailing_zeros: Any = _trailing_zeros
