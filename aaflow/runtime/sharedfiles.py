@@ -30,14 +30,28 @@ def read_shared_file(record: Mapping[str, Any]) -> SharedFile:
     return SharedFile(str(record["path"]), int(record["inode"]))
 
 
-def mapped_by(pid: int) -> set[SharedFile]:
-    """The shared-memory files that a process maps and that still have a name; empty when there is no process."""
+def _mapped_inodes(pid: int) -> set[int]:
+    """Inodes of the files in ``/dev/shm`` that a process maps; empty when there is no process."""
     found = set()
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
             fields = line.rstrip("\n").split(maxsplit=5)
-            if len(fields) == 6 and fields[5].startswith(FOLDER + "/") and not fields[5].endswith(" (deleted)"):
-                found.add(SharedFile(fields[5], int(fields[4])))
+            if len(fields) == 6 and fields[5].startswith(FOLDER + "/"):
+                found.add(int(fields[4]))
+    return found
+
+
+def mapped_by(pid: int) -> set[SharedFile]:
+    """The shared-memory files that a process maps and that have a name; empty when there is no process.
+
+    By inode, not by the name in ``/proc/PID/maps``: whoever creates a semaphore maps it under a temporary name, which
+    is unlinked when it gets its own.
+    """
+    inodes = _mapped_inodes(pid)
+    found = set()
+    if inodes:
+        with contextlib.suppress(OSError), os.scandir(FOLDER) as entries:
+            found = {SharedFile(entry.path, entry.inode()) for entry in entries if entry.inode() in inodes}
     return found
 
 
@@ -89,7 +103,7 @@ def remove_unused(files: Iterable[SharedFile]) -> list[SharedFile]:
         used: set[int] = set()
         for pid in own_pids():
             used |= _opened_by(pid)
-            used |= {file.inode for file in mapped_by(pid)}
+            used |= _mapped_inodes(pid)
         candidates = {file for file in candidates if file.inode not in used}
     removed = []
     for file in sorted(candidates, key=lambda file: file.path):

@@ -252,7 +252,12 @@ def test_an_undisturbed_group_returns_cleanly_at_next_to_no_cost(tmp_path: Path)
             over.append(time.monotonic() - began - result.seconds)
             assert result.succeeded
             assert told.result(timeout=5) == result
-        assert min(over) < 0.15
+        starts = []
+        for _ in range(3):
+            began = time.monotonic()
+            subprocess.run([sys.executable, "-c", "import zmq"], check=True)
+            starts.append(time.monotonic() - began)
+        assert min(over) < 3 * min(starts), "a group costs more than three starts of a small interpreter"
         assert marked(lease.run) == []
     assert (tmp_path / "run/logs/work.out").read_text().count("done") == 10
     assert (tmp_path / "run/logs/work.out").stat().st_mode & 0o777 == 0o600
