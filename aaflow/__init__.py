@@ -17,10 +17,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from aaflow.compiler.plan import Plan
+    from aaflow.driver import RunResult, compile, place, run
     from aaflow.index import open_index
     from aaflow.operators.operator import Domain, Pattern
     from aaflow.pilot import Pilot
-    from aaflow.driver import RunResult, compile, place, run  # noqa: A004 - the words of the field
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.site import Site
     from aaflow.scheduling.sitefile import load_site

@@ -219,7 +219,7 @@ def expected_units(plan: Plan) -> set[tuple[int, int]]:
     """The (tranche, partition) that the ranks of a plan commit at least."""
     listing = plan.tables["listing"]
     pairs = listing.select(["tranche", "partition"]).group_by(["tranche", "partition"]).aggregate([]).to_pydict()
-    units = set()
+    units: set[tuple[int, int]] = set()
     for tranche, partition in zip(pairs["tranche"], pairs["partition"], strict=True):
         owned = range(plan.partitions) if partition < 0 else [partition]
         units.update((tranche, number) for number in owned)

@@ -14,12 +14,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from stdlib_docs import render
 
 import aaflow
 from aaflow.cli.progress import watch_progress
 from aaflow.cli.trace import time_table
 from aaflow.driver import RunResult
+from stdlib_docs import render
 
 QUESTIONS = (
     "How do I parse an ISO 8601 date?",
@@ -53,7 +53,9 @@ def main() -> None:
     ingestion = run(workflow, arguments, console)
     with aaflow.open_index(index) as opened:
         info = opened.info()
-    console.print(f"{info.documents} documents, {info.chunks} chunks, generation {info.generation}, digest {info.digest}")
+    console.print(
+        f"{info.documents} documents, {info.chunks} chunks, generation {info.generation}, digest {info.digest}"
+    )
 
     console.rule("3. Retrieval: queries → embed → retrieve")
     retrieval = run(aaflow.Workflow.retrieval(index, QUESTIONS, k=3), arguments, console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,7 +81,7 @@ def read_workflow(path: Path) -> Workflow:
 
 def _add(workflow: Workflow, stream: Stream | None, options: dict[str, Any], where: str) -> Stream:
     kind = options.pop("kind", None)
-    starts = {"load": workflow.load, "queries": workflow.queries}
+    starts: dict[Any, Callable[..., Stream]] = {"load": workflow.load, "queries": workflow.queries}
     try:
         if kind in starts:
             return starts[kind](**options)

@@ -19,7 +19,7 @@ def explain(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Group:
         plan: what to show.
         slots: by stage name, the slot of each rank; empty to leave them out.
     """
-    parts = [_headline(plan), _stage_table(plan.stages), _edge_table(plan.edges)]
+    parts: list[Text | Table] = [_headline(plan), _stage_table(plan.stages), _edge_table(plan.edges)]
     return Group(*parts, _slot_table(plan.stages, slots)) if slots else Group(*parts)
 
 

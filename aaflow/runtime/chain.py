@@ -133,7 +133,8 @@ def _done(listing: pa.Table, committed: set[Unit], partitions: int) -> np.ndarra
     for unit in committed:
         done[unit] = True
     done[:, partitions] = done[:, :partitions].all(axis=1)  # partition -1 reads this: a tranche whose units are all in
-    return done[tranche, partition]
+    found: np.ndarray[tuple[int], np.dtype[np.bool_]] = done[tranche, partition]
+    return found
 
 
 def _known_documents(context: RankContext) -> KnownDocuments | None:

@@ -45,7 +45,8 @@ class Shuffle:
             yield from by_partition(tranche, mine, told, self._owned())
 
     def _owned(self) -> list[int]:
-        return np.flatnonzero(self._owners == self._communicator.rank).tolist()
+        owned: list[int] = np.flatnonzero(self._owners == self._communicator.rank).tolist()
+        return owned
 
     def _exchange(self, table: pa.Table) -> pa.Table:
         target = self._owners[table["partition"].to_numpy()]

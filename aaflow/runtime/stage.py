@@ -138,15 +138,17 @@ def _drain(folder: RunFolder, placement: Placement, stage_name: str, comm: Commu
     readers = readers_of(placement.plan.stages, stage)
     schema = schema_of(given)
     (folder.edges / stage_name).mkdir(mode=0o700, exist_ok=True)
-    sinks = [HandOver(folder.edges / stage_name / r.name, comm.rank, r.owners, r.ranks, schema) for r in readers]
-    output = None if readers else OutputFile(folder.output / f"{stage_name}.{comm.rank}.arrow", schema)
+    sinks: list[HandOver | OutputFile] = [
+        HandOver(folder.edges / stage_name / reader.name, comm.rank, reader.owners, reader.ranks, schema)
+        for reader in readers
+    ]
+    if not readers:
+        sinks = [OutputFile(folder.output / f"{stage_name}.{comm.rank}.arrow", schema)]
     for item in items:
         for sink in sinks:
             sink.write(item)
-        if output is not None:
-            output.write(item)
-    for closing in (*sinks, *([output] if output is not None else [])):
-        closing.close()
+    for sink in sinks:
+        sink.close()
 
 
 class _Progress:

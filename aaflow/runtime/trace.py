@@ -89,7 +89,7 @@ class OperatorTrace:
             wait,
             blocked,
         ]
-        return pa.table([*map(list, named), list(rows), list(size)], schema=TRACE)
+        return pa.table([pa.array(column) for column in (*named, rows, size)], names=TRACE.names).cast(TRACE)
 
 
 def write_trace(path: Path, traces: Iterable[OperatorTrace], stage: str, rank: int) -> None:

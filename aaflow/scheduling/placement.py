@@ -87,8 +87,9 @@ def _slots(stage: Stage, site: Site) -> tuple[Slot, ...]:
         )
     if stage.accelerated and available is not None and per_node > len(available.ids) and not site.oversubscribe:
         raise PlacementError(
-            f"stage {stage.name!r} does not fit on site {site.name!r}: {per_node} ranks a node need an accelerator each, "
-            f"and a node has {len(available.ids)} ({available.kind}); ask for at most {site.nodes * len(available.ids)} ranks"
+            f"stage {stage.name!r} does not fit on site {site.name!r}: {per_node} ranks a node need an accelerator "
+            f"each, and a node has {len(available.ids)} ({available.kind}); ask for at most "
+            f"{site.nodes * len(available.ids)} ranks"
         )
     share = max(1, len(cores) // per_node)
     slots = []

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, cast
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
@@ -69,30 +69,33 @@ def _beside(scripts: Path, command: list[str] | tuple[str, ...]) -> list[str]:
     return [str(scripts / name) if (scripts / name).exists() else name, *rest]
 
 
+#: What a site calls an option of its scheduler, and what Parsl's provider calls it.
+_SLURM = {"account": "account", "queue": "partition", "qos": "qos", "constraint": "constraint", "walltime": "walltime"}
+_PBS = {"account": "account", "queue": "queue", "walltime": "walltime", "select_options": "select_options"}
+_ALSO = {"scheduler_options": "scheduler_options"}
+
+
 def _provider(site: Site, environment: Mapping[str, str]) -> ExecutionProvider:
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
-    options = dict(site.provider)
-    worker_init = exports + str(options.pop("worker_init", ""))
-    blocks = {"init_blocks": 1, "min_blocks": 1, "max_blocks": 1}
+    common: dict[str, Any] = {
+        "worker_init": exports + str(site.provider.get("worker_init", "")),
+        "launcher": SimpleLauncher(),
+        "init_blocks": 1,
+        "min_blocks": 1,
+        "max_blocks": 1,
+    }
     if site.scheduler == "local":
-        return LocalProvider(worker_init=worker_init, launcher=SimpleLauncher(), **blocks)
-    known = {key: value for key, value in options.items() if value not in (None, "")}
+        return cast("ExecutionProvider", LocalProvider(**common))
     if site.scheduler == "slurm":
-        return SlurmProvider(
-            nodes_per_block=site.nodes,
-            worker_init=worker_init,
-            launcher=SimpleLauncher(),
-            exclusive=True,
-            **blocks,
-            **known,
-        )
+        given = _renamed(site.provider, {**_SLURM, **_ALSO})
+        return cast("ExecutionProvider", SlurmProvider(nodes_per_block=site.nodes, exclusive=True, **common, **given))
     if site.scheduler == "pbs":
-        return PBSProProvider(
-            nodes_per_block=site.nodes,
-            cpus_per_node=len(os.sched_getaffinity(0)) if not site.node.cores else max(site.node.cores) + 1,
-            worker_init=worker_init,
-            launcher=SimpleLauncher(),
-            **blocks,
-            **known,
-        )
+        given = _renamed(site.provider, {**_PBS, **_ALSO})
+        cores = max(site.node.cores) + 1
+        made = PBSProProvider(nodes_per_block=site.nodes, cpus_per_node=cores, **common, **given)
+        return cast("ExecutionProvider", made)
     raise SiteError(f"site {site.name!r}: pilot 'parsl' has no provider for scheduler {site.scheduler!r}")
+
+
+def _renamed(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names[name]: value for name, value in options.items() if name in names and value not in (None, "")}

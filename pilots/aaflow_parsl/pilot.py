@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
-import parsl
+from parsl.app.python import PythonApp
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.status_handling import BlockProviderExecutor
@@ -59,7 +59,7 @@ class ParslPilot:
 
     def submit(self, stage: str, run_folder: str, after: Sequence[Future[str]]) -> Future[str]:
         """See :class:`aaflow.pilot.Pilot`; the future is an AppFuture."""
-        app = parsl.python_app(run_stage, data_flow_kernel=self._kernel, executors=self._labels, cache=False)
+        app: Any = PythonApp(run_stage, data_flow_kernel=self._kernel, executors=self._labels or "all")
         app.func.__name__ = stage  # Parsl's log and monitoring call the task by this name
         return cast("Future[str]", app(run_folder, stage, inputs=list(after)))
 
@@ -96,8 +96,8 @@ def check_capacity(executor: Any, label: str, groups: int) -> None:
         PilotError: it has fewer workers than there are groups.
     """
     if isinstance(executor, ThreadPoolExecutor):
-        workers: float = executor.max_threads
-    elif isinstance(executor, HighThroughputExecutor):
+        workers = float(executor.max_threads or 1)
+    elif isinstance(executor, HighThroughputExecutor) and executor.provider is not None:
         blocks = executor.provider.max_blocks * executor.provider.nodes_per_block
         workers = executor.max_workers_per_node * blocks
         if math.isinf(workers):

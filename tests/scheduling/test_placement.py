@@ -11,7 +11,9 @@ from aaflow.scheduling.site import AcceleratorKind, Node, Site
 
 
 def site(nodes=1, cores=4, accelerators=0, oversubscribe=False):
-    kind = AcceleratorKind("cuda", tuple(map(str, range(accelerators))), "CUDA_VISIBLE_DEVICES") if accelerators else None
+    kind = (
+        AcceleratorKind("cuda", tuple(map(str, range(accelerators))), "CUDA_VISIBLE_DEVICES") if accelerators else None
+    )
     node = Node(tuple(range(cores)), 8 << 30, kind)
     return Site(
         name="test", description="", nodes=nodes, node=node, oversubscribe=oversubscribe, scheduler="local",

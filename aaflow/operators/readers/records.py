@@ -70,7 +70,13 @@ def first_or_joined(options: LoadOptions, names: Sequence[str], columns: Sequenc
         return columns[0]
     if options.text_columns is None and set(names) <= set(TEXT_COLUMNS):
         return _coalesce(columns)
-    return pc.binary_join_element_wise(*map(_without_blank, columns), SEPARATOR, null_handling="skip")
+    first, *others = map(_without_blank, columns)
+    # pyarrow loses a row of which all columns are null: give it an empty one.
+    none = pc.is_null(first)
+    for other in others:
+        none = pc.and_(none, pc.is_null(other))
+    first = pc.if_else(none, pa.scalar("", pa.string()), first)
+    return pc.binary_join_element_wise(first, *others, SEPARATOR, null_handling="skip")
 
 
 def no_text(options: LoadOptions) -> str:
