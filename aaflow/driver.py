@@ -19,6 +19,8 @@ from aaflow.errors import PilotError, RunError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
 from aaflow.runtime.lease import RunLease
+from aaflow.runtime.leftovers import find_leftovers
+from aaflow.runtime.leftovers import remove as remove_leftover
 from aaflow.runtime.runfolder import RunFolder
 from aaflow.runtime.trace import logical_digest, read_trace
 from aaflow.scheduling.interface import interface_address
@@ -122,7 +124,10 @@ def run(
     """
     began = time.monotonic()
     engine = find_pilot(pilot or placement.site.pilot)() if pilot is None or isinstance(pilot, str) else pilot
-    folder = RunFolder.create(run_folder or placement.site.run_folder, placement.plan.digest)
+    runs = Path(run_folder or placement.site.run_folder).expanduser().absolute()
+    for leftover in find_leftovers(str(runs)):
+        remove_leftover(leftover)
+    folder = RunFolder.create(runs, placement.plan.digest)
     placement.save(folder.path)
     write_launch_orders(placement, folder.path)
     index = placement.plan.index

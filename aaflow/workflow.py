@@ -179,7 +179,7 @@ class Stream:
         path = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
         return self._then(
             Operator(
-                name=name or path.rpartition(":")[2],
+                name=name or path.rpartition(":")[2].replace(".", "-"),
                 kind="apply",
                 function=path,
                 input=input or self.schema,

@@ -23,6 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from aaflow.errors import SiteError
+from aaflow.runtime.leftovers import find_leftovers
+from aaflow.runtime.leftovers import remove as remove_leftover
 from aaflow.scheduling.launch import TaskGroup, compose, find_launcher
 from aaflow.scheduling.site import Site
 from aaflow.scheduling.sitecheck import check_site
@@ -219,6 +221,16 @@ def _open_files() -> Iterator[Finding]:
     yield Finding("open files", ok, f"{detail} a process", remedy, required=False)
 
 
+def _leftovers() -> Iterator[Finding]:
+    """Ends and removes what dead runs left on this node; only where a keeper died with its driver is there any."""
+    folder = load_site().run_folder
+    found = find_leftovers(folder)
+    still = [what for leftover in found for what in remove_leftover(leftover)]
+    detail = f"removed what {len(found)} dead run(s) had left" if found else f"dead runs in {folder} left nothing"
+    remedy = f"end or remove by hand: {', '.join(still)}" if still else ""
+    yield Finding("leftovers", not still, detail, remedy, required=False)
+
+
 #: What :func:`diagnose` asks, in order. Other parts of aaflow add theirs.
 CHECKS: list[Callable[[], Iterable[Finding]]] = [
     _python,
@@ -229,4 +241,5 @@ CHECKS: list[Callable[[], Iterable[Finding]]] = [
     _models,
     _shared_memory,
     _open_files,
+    _leftovers,
 ]

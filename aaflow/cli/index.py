@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -12,8 +13,8 @@ from rich.table import Table
 from aaflow.cli.answer import IndexArgument
 from aaflow.cli.ingest import JsonOption
 from aaflow.cli.output import print_json
+from aaflow.index import build_backend, open_index
 from aaflow.index import compact as compact_index
-from aaflow.index import open_index
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -46,6 +47,20 @@ def verify(index: IndexArgument, as_json: JsonOption = False) -> None:
         console.print(f"{len(problems)} problem(s)" if problems else f"whole: {digest}")
     if problems:
         raise typer.Exit(1)
+
+
+@app.command()
+def build(
+    index: IndexArgument,
+    backend: Annotated[str, typer.Argument(help="ivf or hnsw.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Build an approximate search backend beside every partition that is large enough to need one."""
+    built = build_backend(index, backend)
+    if as_json:
+        print_json({"index": str(index.absolute()), "backend": backend, "built": built})
+    else:
+        Console().print(f"{backend} built for {built} partition(s)")
 
 
 @app.command()

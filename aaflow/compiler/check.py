@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Mapping
 
 import pyarrow as pa
 
 from aaflow.errors import WorkflowError
 from aaflow.operators.operator import Operator
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def check_workflow(operators: Mapping[str, Operator]) -> list[Operator]:
@@ -21,6 +24,10 @@ def check_workflow(operators: Mapping[str, Operator]) -> list[Operator]:
     if not operators:
         raise WorkflowError("the workflow has no operator: start with load() or queries()")
     for operator in operators.values():
+        if not _NAME.fullmatch(operator.name):
+            raise WorkflowError(
+                f"operator {operator.name!r}: a name is letters, digits, '_' and '-', since files are named by it"
+            )
         check_function(operator)
         _check_input(operator, operators)
     return _in_order(operators)
