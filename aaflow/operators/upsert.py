@@ -31,7 +31,7 @@ class Upsert:
                 rows.setdefault(unit, []).append(item.rows)
             if item.notices is not None and item.notices.num_rows:
                 notices.setdefault(unit, []).append(item.notices)
-            if not item.last:
+            if not item.last or item.partition < 0:  # the end of a tranche is no unit of commit
                 continue
             batches, told = rows.pop(unit, []), notices.pop(unit, [])
             self._stage.commit(

@@ -183,13 +183,11 @@ class _Progress:
 def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> None:
     """Say why, then end the whole group: the others may wait for this rank in a collective."""
     traceback.print_exception(type(error), error, error.__traceback__)
-    from aaflow.errors import AaflowError
-
     place = traceback.extract_tb(error.__traceback__)[-1:]
     record: dict[str, Any] = {
         "rank": rank,
         "type": type(error).__name__,
-        "error": str(error) if isinstance(error, AaflowError) else f"{type(error).__name__}: {error}",
+        "error": str(error),
         "where": f"{place[0].filename}:{place[0].lineno}" if place else "",
         "time": time.time(),
     }
