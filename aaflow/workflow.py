@@ -97,7 +97,6 @@ class Stream:
         partitions: int = 64,
         metric: str = "cosine",
         prune: bool = False,
-        segment_rows: int = 65_536,
         name: str = "upsert",
     ) -> Stream:
         """Write embedded chunks into the index folder, in bulk per partition.
@@ -107,7 +106,6 @@ class Stream:
             partitions: their number in a new index; an existing one keeps its own.
             metric: ``cosine`` (inner product of normalised vectors), ``ip`` or ``l2``.
             prune: whether documents of the given roots that are gone leave the index.
-            segment_rows: rows of one segment at most.
             name: name of the operator.
         """
         options = {
@@ -115,7 +113,6 @@ class Stream:
             "partitions": partitions,
             "metric": metric,
             "prune": prune,
-            "segment_rows": segment_rows,
         }
         return self._then(
             Operator(

@@ -166,7 +166,6 @@ def _shuffle_before(chain: Sequence[Operator], inputs: Inputs | None) -> str | N
 def _planned(operator: Operator, site: Site, ranks: int, shuffle: bool) -> PlannedOperator:
     per_node = -(-ranks // site.nodes)
     cores = max(1, len(site.node.cores) // per_node)
-    batch = {"embed": operator.options.get("window", 0), "upsert": operator.options.get("segment_rows", 0)}
     return PlannedOperator(
         name=operator.name,
         kind=operator.kind,
@@ -177,7 +176,7 @@ def _planned(operator: Operator, site: Site, ranks: int, shuffle: bool) -> Plann
         input=schema_text(operator.input),
         output=schema_text(operator.output),
         workers=cores if operator.kind == "embed" and not accelerated(operator, site) else 1,
-        batch_rows=batch.get(operator.kind, 0),
+        batch_rows=operator.options.get("window", 0),
         shuffle=shuffle,
     )
 

@@ -46,7 +46,7 @@ def _operator_table(stage: Stage) -> Table:
     table = Table("operator", "pattern", "domain", "workers", "batch rows", title=title, title_justify="left")
     for operator in stage.operators:
         name = f"{operator.name} (after a shuffle)" if operator.shuffle else operator.name
-        rows = str(operator.batch_rows or "as read")
+        rows = "a unit" if operator.kind == "upsert" else str(operator.batch_rows or "as read")
         table.add_row(name, operator.pattern, operator.domain, str(operator.workers), rows)
     return table
 

@@ -43,7 +43,7 @@ class PlannedOperator:
         input: schema that comes in, as an Arrow IPC message in hexadecimal; empty where nothing does.
         output: schema that goes out, likewise.
         workers: persistent workers of this operator in every rank.
-        batch_rows: rows of one batch at most; 0 where batches come as they are read.
+        batch_rows: rows of one batch; 0 where batches come as they are read, and for ``upsert``, which writes units.
         shuffle: whether rows move to the owner of their partition before this operator.
     """
 
