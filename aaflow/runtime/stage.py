@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 import threading
 import time
@@ -108,7 +109,14 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
             run_chain(traced, _source(folder, placement, stage_name, comm), QUEUE_BOUND),
         )
     write_trace(folder.trace / f"{stage_name}.{comm.rank}.arrow", traces, stage_name, comm.rank)
-    summary = {"began": began, "ready": ready, "ended": time.time(), "rows": {t.operator: t.rows for t in traces}}
+    summary = {
+        "began": began,
+        "ready": ready,
+        "ended": time.time(),
+        "setup": {trace.operator: trace.setup for trace in traces},
+        "rows": {trace.operator: trace.rows for trace in traces},
+        "peak_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+    }
     folder.write_json(f"results/{stage_name}.{comm.rank}.json", summary)
 
 
