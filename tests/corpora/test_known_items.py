@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from stdlib_docs import known_items, render
 
 from aaflow.index import open_index
 from aaflow.retrieval import ask_index
+from stdlib_docs import known_items, render
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
 
