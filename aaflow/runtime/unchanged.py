@@ -19,7 +19,11 @@ Keys = npt.NDArray[np.uint64]
 
 @dataclass(frozen=True)
 class KnownDocuments:
-    """128-bit keys of (document id, content hash) that an index holds, sorted; uint64 [documents, 2]."""
+    """128-bit keys of (document id, content hash, source, record) that an index holds, sorted; uint64 [documents, 2].
+
+    Source and record are part of it: a record that moved in its file keeps its id where a column names it, but its rows
+    say where it lay, so they are written again.
+    """
 
     keys: Keys
 
@@ -28,12 +32,12 @@ class KnownDocuments:
         """The documents of an index's generation."""
         parts = [index.documents(partition) for partition in range(index.spec.partitions)]
         table = pa.concat_tables(parts).combine_chunks()
-        keys = _keys(table["doc_id"].combine_chunks(), table["doc_hash"].combine_chunks())
+        keys = _keys([table[name].combine_chunks() for name in ("doc_id", "doc_hash", "source", "record")])
         return cls(keys[np.argsort(keys[:, 0], kind="stable")])
 
     def holds(self, rows: pa.RecordBatch) -> npt.NDArray[np.bool_]:
         """Which documents of a batch are known as they are; bool [rows]."""
-        asked = _keys(rows["doc_id"], rows["content_hash"])
+        asked = _keys([rows[name] for name in ("doc_id", "content_hash", "source", "record")])
         at = np.minimum(np.searchsorted(self.keys[:, 0], asked[:, 0]), len(self.keys) - 1)
         return np.asarray((self.keys[at] == asked).all(axis=1))
 
@@ -59,8 +63,8 @@ class Unchanged:
             yield replace(item, rows=item.rows.filter(pa.array(~known)), notices=notices)
 
 
-def _keys(doc_id: pa.Array, content_hash: pa.Array) -> Keys:
-    hashes = sha256_rows([doc_id, content_hash], 16)
+def _keys(columns: list[pa.Array]) -> Keys:
+    hashes = sha256_rows(columns, 16)
     data = np.frombuffer(hashes.buffers()[1], np.uint64)
     return data[hashes.offset * 2 : (hashes.offset + len(hashes)) * 2].reshape(-1, 2)
 
