@@ -118,6 +118,7 @@ def run(
         progress: called about twice a second with the run folder.
 
     Raises:
+        InputError: there is no pilot of this name.
         StageError: a task group failed; the index stays at its last generation, and a rerun goes on.
         PilotError: the pilot or its engine can't be used, or the engine died.
         IndexLocked: another run writes the index.

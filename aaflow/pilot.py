@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from aaflow.errors import PilotError
+from aaflow.errors import InputError, PilotError
 from aaflow.runtime.group import run_group
 from aaflow.runtime.lease import RunLease
 from aaflow.scheduling.launch import TaskGroup, compose, find_launcher
@@ -166,13 +166,13 @@ def find_pilot(name: str) -> Callable[[], Pilot]:
     """The pilot of this name, from the entry points of all installed distributions.
 
     Raises:
-        PilotError: there is none; the text says which there are.
+        InputError: there is none; the text says which there are.
         DependencyError: its engine is not installed.
     """
     if name == "local":
         return LocalPilot
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in found:
-        raise PilotError(f"there is no pilot {name!r}; installed: {', '.join(sorted({'local', *found}))}")
+        raise InputError(f"there is no pilot {name!r}; installed: {', '.join(sorted({'local', *found}))}")
     pilot: Callable[[], Pilot] = found[name].load()
     return pilot

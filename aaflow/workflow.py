@@ -44,7 +44,7 @@ class Stream:
                 name=name,
                 kind="transform",
                 function="aaflow.operators.transform:Transform",
-                input=self.schema,
+                input=schema.documents(self.workflow.metadata),
                 output=schema.chunks(self.workflow.metadata),
                 pattern=Pattern.EMBARRASSINGLY_PARALLEL,
                 domain=Domain.CPU_PARTITION,
@@ -71,11 +71,15 @@ class Stream:
             name: name of the operator.
 
         Raises:
+            WorkflowError: ``device`` is unknown, or ``window`` is no positive number.
             InputError: the model is unknown, or its dimension is another one.
             DependencyError: the model needs a package that isn't installed.
         """
         from aaflow.operators.embedders import describe_embedder
 
+        if device not in ("auto", "cpu", "accelerator"):
+            raise WorkflowError(f"operator {name!r}: unknown device {device!r}; use auto, cpu or accelerator")
+        _require_positive(name, window=window)
         known, _ = describe_embedder(model, dimension)
         return self._then(
             Operator(
@@ -107,7 +111,13 @@ class Stream:
             metric: ``cosine`` (inner product of normalised vectors), ``ip`` or ``l2``.
             prune: whether documents of the given roots that are gone leave the index.
             name: name of the operator.
+
+        Raises:
+            WorkflowError: ``partitions`` is no positive number.
         """
+        _require_positive(name, partitions=partitions)
+        vector = self.schema.field("vector").type if "vector" in self.schema.names else None
+        dimension = vector.list_size if isinstance(vector, pa.FixedSizeListType) else 1
         options = {
             "index": str(Path(index).expanduser().absolute()),
             "partitions": partitions,
@@ -119,7 +129,7 @@ class Stream:
                 name=name,
                 kind="upsert",
                 function="aaflow.operators.upsert:Upsert",
-                input=self.schema,
+                input=schema.embedded(dimension, self.workflow.metadata),
                 output=None,
                 pattern=Pattern.SHUFFLE_REDUCE,
                 domain=Domain.BATCH_WRITE,
@@ -131,20 +141,22 @@ class Stream:
         """The ``k`` nearest chunks of every query: the query to all shards, local top-k, merged top-k.
 
         Raises:
+            WorkflowError: ``k`` is no positive number.
             IndexMissing: there is no index at this path.
         """
         from aaflow.index import open_index
 
+        _require_positive(name, k=k)
         folder = Path(index).expanduser().absolute()
         with open_index(folder) as opened:
-            metadata = opened.spec.metadata
+            spec = opened.spec
         return self._then(
             Operator(
                 name=name,
                 kind="retrieve",
                 function="aaflow.operators.retrieve:Retrieve",
-                input=self.schema,
-                output=schema.hits(metadata),
+                input=schema.queries(spec.dimension),
+                output=schema.hits(spec.metadata),
                 pattern=Pattern.BROADCAST_REDUCE,
                 domain=Domain.VECTOR_SHARD,
                 options={"index": str(folder), "k": k, "backend": backend},
@@ -172,8 +184,11 @@ class Stream:
             domain: the kind of slot it needs.
             options: JSON values.
             name: name of the operator; by default that of the function.
+
+        Raises:
+            WorkflowError: ``function`` is an object without a name of its own, such as a partial.
         """
-        path = function if isinstance(function, str) else f"{function.__module__}:{function.__qualname__}"
+        path = function if isinstance(function, str) else _import_path(function)
         return self._then(
             Operator(
                 name=name or path.rpartition(":")[2].replace(".", "-"),
@@ -265,3 +280,19 @@ class Workflow:
         placed = replace(operator, upstream=upstream)
         self.operators[placed.name] = placed
         return Stream(self, placed)
+
+
+def _import_path(function: Callable[..., Any]) -> str:
+    module, name = getattr(function, "__module__", None), getattr(function, "__qualname__", None)
+    if not module or not name:
+        raise WorkflowError(
+            f"apply: {function!r} has no import path that a rank could use; give a function at the top of a module, "
+            "and what it is called with as options="
+        )
+    return f"{module}:{name}"
+
+
+def _require_positive(operator: str, **numbers: Any) -> None:
+    for name, number in numbers.items():
+        if not isinstance(number, int) or number < 1:
+            raise WorkflowError(f"operator {operator!r}: {name} is {number!r}; it must be a whole number from 1")

@@ -14,6 +14,7 @@ from aaflow.compiler.explain import explain
 from aaflow.driver import RunResult, compile, place, run
 from aaflow.errors import InputError
 from aaflow.index import open_index
+from aaflow.pilot import find_pilot
 from aaflow.workflow import Workflow
 
 Paths = Annotated[
@@ -21,7 +22,18 @@ Paths = Annotated[
 ]
 IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.", show_default=False)]
 SiteOption = Annotated[str | None, typer.Option("--site", help="Name or file of a site; by default 'local'.")]
-PilotOption = Annotated[str | None, typer.Option("--pilot", help="local, parsl, …; by default the site's.")]
+
+
+def _known_pilot(name: str | None) -> str | None:
+    """Refuse an unknown pilot before anything is listed."""
+    if name is not None:
+        find_pilot(name)
+    return name
+
+
+PilotOption = Annotated[
+    str | None, typer.Option("--pilot", callback=_known_pilot, help="local, parsl, …; by default the site's.")
+]
 RanksOption = Annotated[int | None, typer.Option("--ranks", help="MPI ranks of a stage; by default one per core.")]
 EmbedderOption = Annotated[
     str, typer.Option("--embedder", help="hash, or name or folder of a sentence-transformers model.")

@@ -37,8 +37,8 @@ def notices_json(result: RunResult, kind: str) -> list[dict[str, Any]]:
 
 
 def _roots(result: RunResult) -> list[str]:
-    table = result.placement.plan.tables.get("listing")
-    roots = pc.unique(table["root"]).to_pylist() if table is not None and table.num_rows else []
+    table = result.placement.plan.tables.get("roots")
+    roots = table["root"].to_pylist() if table is not None else []
     return [unquote(urlsplit(root).path) if root.startswith("file:") else root for root in roots]
 
 

@@ -15,6 +15,7 @@ from aaflow.cli.output import notices_json, print_json
 from aaflow.cli.progress import watch_progress
 from aaflow.driver import compile, place, run
 from aaflow.errors import WorkflowError
+from aaflow.operators.operator import Domain, Pattern
 from aaflow.workflow import Stream, Workflow
 
 if sys.version_info >= (3, 11):
@@ -89,7 +90,19 @@ def _add(workflow: Workflow, stream: Stream | None, options: dict[str, Any], whe
             raise WorkflowError(f"{where}: unknown kind {kind!r}")
         if stream is None:
             raise WorkflowError(f"{where}: {kind!r} needs rows to read; start with load or queries")
+        if kind == "apply":
+            options |= _enums(options)
         added: Stream = getattr(stream, kind)(**options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise WorkflowError(f"{where} ({kind}): {error}") from error
     return added
+
+
+def _enums(options: dict[str, Any]) -> dict[str, Any]:
+    """The pattern and domain of a user's operator, by the words that plans use, such as ``shuffle-compute``."""
+    kinds: dict[str, type[Pattern] | type[Domain]] = {"pattern": Pattern, "domain": Domain}
+    try:
+        return {key: kind(options[key]) for key, kind in kinds.items() if key in options}
+    except ValueError as error:
+        words = ", ".join(member.value for kind in kinds.values() for member in kind)
+        raise ValueError(f"{error}; use {words}") from error

@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import pyarrow as pa
 
+from aaflow.compiler.plan import canonical_json
 from aaflow.errors import WorkflowError
-from aaflow.operators.operator import Operator
+from aaflow.operators.operator import Operator, Pattern
+
+#: Patterns whose rows go to the owner of their partition.
+SHUFFLES = (Pattern.SHUFFLE_REDUCE, Pattern.SHUFFLE_COMPUTE)
 
 _NAME = re.compile(r"[A-Za-z0-9_-]+")
 
@@ -37,7 +41,7 @@ def check_function(operator: Operator) -> None:
     """An operator's function must be something that a rank on another node can import by its path.
 
     Raises:
-        WorkflowError: it is a lambda, a closure, of ``__main__``, or can't be imported.
+        WorkflowError: it is a lambda, a closure, of ``__main__``, can't be imported, or doesn't take its options.
     """
     module, _, name = operator.function.partition(":")
     if not module or not name:
@@ -58,10 +62,31 @@ def check_function(operator: Operator) -> None:
         found = inspect.getattr_static(importlib.import_module(module), name.split(".")[0])
         for part in name.split(".")[1:]:
             found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module may raise anything while it is imported
         raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} can't be imported: {error}") from error
     if not callable(found):
         raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} is not callable")
+    if operator.kind == "apply":
+        _check_call(operator, found)
+
+
+def _check_call(operator: Operator, function: Callable[..., object]) -> None:
+    """A user's function is called with a record batch and its options, which travel as JSON."""
+    try:
+        canonical_json(dict(operator.options))
+    except (TypeError, ValueError) as error:
+        raise WorkflowError(f"operator {operator.name!r}: its options are not JSON values: {error}") from error
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # compiled functions need not have one
+        return
+    try:
+        signature.bind(None, **operator.options)
+    except TypeError as error:
+        raise WorkflowError(
+            f"operator {operator.name!r}: {operator.function!r} can't be called with a record batch and the options "
+            f"{', '.join(operator.options) or '(none)'}: {error}"
+        ) from error
 
 
 def _check_input(operator: Operator, operators: Mapping[str, Operator]) -> None:
@@ -81,6 +106,19 @@ def _check_input(operator: Operator, operators: Mapping[str, Operator]) -> None:
     problem = schema_difference(given, wanted)
     if problem:
         raise WorkflowError(f"operator {operator.name!r} can't read the rows of {operator.upstream!r}: {problem}")
+    if operator.kind == "embed" and not _has_column(given, "text", pa.string()):
+        raise WorkflowError(
+            f"operator {operator.name!r} embeds the column 'text' (string), which rows of {operator.upstream!r} lack"
+        )
+    if operator.pattern in SHUFFLES and not _has_column(given, "partition", pa.int32()):
+        raise WorkflowError(
+            f"operator {operator.name!r} wants its rows by the column 'partition' (int32), which rows of "
+            f"{operator.upstream!r} lack"
+        )
+
+
+def _has_column(given: pa.Schema, name: str, kind: pa.DataType) -> bool:
+    return name in given.names and given.field(name).type == kind
 
 
 def schema_difference(given: pa.Schema, wanted: pa.Schema) -> str | None:

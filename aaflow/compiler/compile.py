@@ -6,20 +6,18 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
 
-from aaflow.compiler.check import check_workflow
+from aaflow.compiler.check import SHUFFLES, check_workflow
 from aaflow.compiler.ingest import Inputs, index_target, list_load
 from aaflow.compiler.partitioning import partition_owners
 from aaflow.compiler.plan import Edge, Listing, Plan, PlannedOperator, Stage, schema_text
 from aaflow.errors import PlacementError, WorkflowError
 from aaflow.operators.listing import split_sizes
-from aaflow.operators.operator import Domain, Operator, Pattern
+from aaflow.operators.operator import Domain, Operator
 from aaflow.scheduling.site import Site
 from aaflow.workflow import Workflow
 
 #: Batches that a queue between two operators of a rank holds: one being filled while one is being read, and one spare.
 QUEUE_BOUND = 3
-
-_SHUFFLES = (Pattern.SHUFFLE_REDUCE, Pattern.SHUFFLE_COMPUTE)
 #: The domain that decides the slot of a fused stage is the most demanding one.
 _DEMAND = (Domain.CPU_PARTITION, Domain.AGGREGATION, Domain.BATCH_WRITE, Domain.VECTOR_SHARD, Domain.BATCH_WORKER)
 
@@ -39,9 +37,12 @@ def compile_workflow(
         WorkflowError: the workflow can't be compiled; names the operator.
         InputError: a path to load is missing or can't be used.
         EmbedderMismatch: the index was built with another embedder or dimension.
-        PlacementError: ``ranks`` is not a positive number.
+        PlacementError: ``ranks`` is not a positive number, or names no operator.
     """
     ordered = check_workflow(workflow.operators)
+    strangers = set(ranks) - set(workflow.operators) if isinstance(ranks, Mapping) else None
+    if strangers:
+        raise PlacementError(f"ranks are asked for {', '.join(sorted(strangers))}, which the workflow doesn't have")
     target = index_target(ordered, workflow.metadata)
     inputs = list_load(ordered, target)
     partitions = target.spec.partitions if target else _searched_partitions(ordered)
@@ -154,7 +155,7 @@ def _shuffle_before(chain: Sequence[Operator], inputs: Inputs | None) -> str | N
     early as possible after ``transform``, since vectors are what weighs most.
     """
     names = [operator.name for operator in chain]
-    wanted = [operator.name for operator in chain if operator.pattern in _SHUFFLES]
+    wanted = [operator.name for operator in chain if operator.pattern in SHUFFLES]
     if not wanted or chain[0].kind != "load" or inputs is None or not inputs.has_records:
         return None
     first = names.index(wanted[0])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aaflow.compiler.plan import PlannedOperator
-from aaflow.errors import IndexMissing, WorkflowError
+from aaflow.errors import IndexMissing, InputError, WorkflowError
 from aaflow.hashing import row_digest_sum
 from aaflow.index import IndexSpec, open_index
 from aaflow.operators.embedders import describe_embedder
@@ -104,7 +104,7 @@ def load_options(operator: Operator | PlannedOperator, partitions: int) -> LoadO
     given = {key: value for key, value in operator.options.items() if key != "paths"}
     try:
         return LoadOptions.from_json({**given, "partitions": partitions})
-    except (TypeError, ValueError) as error:
+    except (InputError, TypeError, ValueError) as error:
         raise WorkflowError(f"operator {operator.name!r}: {error}") from error
 
 
@@ -128,14 +128,18 @@ def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> In
     transform = next((operator for operator in chain if operator.kind == "transform"), None)
     dimension, fingerprint = describe_embedder(embed.options["model"], embed.options["dimension"])
     path = Path(upsert.options["index"])
-    spec = IndexSpec(
-        dimension=dimension,
-        partitions=int(upsert.options["partitions"]),
-        metric=upsert.options["metric"],
-        embedder=fingerprint,
-        transform=transform_options(transform).to_json() if transform else {},
-        metadata=dict(metadata),
-    )
+    chunking = transform_options(transform).to_json() if transform else {}
+    try:
+        spec = IndexSpec(
+            dimension=dimension,
+            partitions=upsert.options["partitions"],
+            metric=upsert.options["metric"],
+            embedder=fingerprint,
+            transform=chunking,
+            metadata=dict(metadata),
+        )
+    except ValueError as error:
+        raise WorkflowError(f"operator {upsert.name!r}: {error}") from error
     try:
         with open_index(path) as opened:
             known = opened.spec
@@ -153,7 +157,7 @@ def transform_options(operator: Operator | PlannedOperator) -> TransformOptions:
     """
     try:
         return TransformOptions.from_json(dict(operator.options))
-    except (TypeError, ValueError) as error:
+    except (InputError, TypeError, ValueError) as error:
         raise WorkflowError(f"operator {operator.name!r}: {error}") from error
 
 
