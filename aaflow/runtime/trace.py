@@ -34,10 +34,21 @@ TRACE = pa.schema(
 
 
 class OperatorTrace:
-    """Records the batches of one operator; one thread writes it."""
+    """Records the batches of one operator; one thread writes it.
+
+    Attributes:
+        operator: its name.
+        rows: rows that it gave so far.
+        ended: whether it gave its last.
+        setup: seconds from its start until it asked for its first input: loading a model, say. They belong to no
+            batch; 0 for an operator that asks for none.
+    """
 
     def __init__(self, operator: str) -> None:
         self.operator = operator
+        self.setup = 0.0
+        self._start = 0
+        self._asked = False
         self._rows: list[tuple[int, int, int, int, int, int, int, int]] = []
         self._waited = 0
         self._blocked = 0
@@ -49,6 +60,10 @@ class OperatorTrace:
         source = iter(items)
         while True:
             before = time.time_ns()
+            if not self._asked:
+                self._asked = True
+                self.setup = (before - self._start) / 1e9
+                self._start = before
             item = next(source, None)
             self._waited += time.time_ns() - before
             if item is None:
@@ -57,20 +72,21 @@ class OperatorTrace:
 
     def record(self, function: StreamFunction, items: Iterable[Item]) -> Iterator[Item]:
         """Run an operator over items and note each batch it gives."""
-        start = time.time_ns()
+        self._start = time.time_ns()
         for item in function(self.incoming(items)):
             end = time.time_ns()
             if item.rows is not None:
-                self.rows += item.rows.num_rows
-                size = item.rows.nbytes
+                rows, size = item.rows.num_rows, item.rows.nbytes
+                self.rows += rows
                 self._rows.append(
-                    (item.tranche, item.partition, start, end, self._waited, self._blocked, item.rows.num_rows, size)
+                    (item.tranche, item.partition, self._start, end, self._waited, self._blocked, rows, size)
                 )
                 self._waited = self._blocked = 0
-                start = end
+                self._start = end
             yield item
             self._blocked += time.time_ns() - end
-            start = time.time_ns() if item.rows is not None else start
+            if item.rows is not None:
+                self._start = time.time_ns()
         self.ended = True
 
     def table(self, stage: str, rank: int) -> pa.Table:
