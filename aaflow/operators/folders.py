@@ -26,7 +26,7 @@ def walk(folder: bytes, *, hidden: bool, skip: Skip) -> Iterator[Found]:
         hidden: whether names that begin with a dot are listed too.
         skip: is told of everything that can't be read.
     """
-    seen: set[tuple[int, int]] = set()
+    seen = set(_folders_above(folder))
     folders: list[tuple[str, bytes]] = []
     links: list[tuple[str, bytes]] = [("", folder)]  # a heap
     while folders or links:
@@ -45,6 +45,15 @@ def walk(folder: bytes, *, hidden: bool, skip: Skip) -> Iterator[Found]:
                     yield from _entry(entry, f"{name}/" if name else "", folders, links, skip)
         except OSError as error:
             skip(name, f"folder: {_os_reason(error)}")
+
+
+def _folders_above(folder: bytes) -> Iterator[tuple[int, int]]:
+    """A link that leads there would bring the walk back to where it began."""
+    path = os.path.realpath(folder)
+    while path != b"/":
+        path = os.path.dirname(path)
+        status = os.stat(path)
+        yield status.st_dev, status.st_ino
 
 
 def _entry(

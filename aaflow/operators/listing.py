@@ -30,6 +30,9 @@ from aaflow.schema import LISTING, NOTICES
 
 __all__ = ["Listing", "LoadOptions", "cut_tranches", "list_inputs", "split_sizes"]
 
+#: What a file costs beside its bytes, in bytes read.
+_FILE_BYTES = 1024
+
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NAMED = re.compile(r"([A-Za-z0-9_][A-Za-z0-9_.-]*)=(.+)", re.DOTALL)
 
@@ -80,7 +83,7 @@ def list_inputs(paths: Sequence[str], options: LoadOptions) -> Listing:
     roots: list[str] = []
     for given in paths:
         root = _Root(given, options, files, notices)
-        if root.list() and root.uri not in roots:
+        if root.add_files() and root.uri not in roots:
             roots.append(root.uri)
     keep = _one_per_source(files)
     table = _split(files, keep, options)
@@ -102,7 +105,7 @@ class _Root:
             self._prefix, self._path = f"{named[1]}/", named[2]
         self.uri = ""
 
-    def list(self) -> bool:
+    def add_files(self) -> bool:
         """Adds the files to the listing; whether the whole of :attr:`uri` was listed."""
         if self._path.startswith("file://"):
             bare = self._path[len("file://") :]
@@ -321,8 +324,11 @@ def split_sizes(table: pa.Table) -> npt.NDArray[np.int64]:
 
 
 def cut_tranches(table: pa.Table, tranche_bytes: int) -> pa.Table:
-    """A listing whose ``tranche`` counts slices of about ``tranche_bytes`` bytes, in its order, from 0."""
-    sizes = split_sizes(table)
+    """A listing whose ``tranche`` counts slices of about ``tranche_bytes`` bytes, in its order, from 0.
+
+    A file counts as ``_FILE_BYTES`` at least, so that a million empty ones don't make one slice.
+    """
+    sizes = np.maximum(split_sizes(table), _FILE_BYTES)
     before = np.cumsum(sizes) - sizes
     tranche = np.unique(before // tranche_bytes, return_inverse=True)[1].astype(np.int32)
     return table.set_column(table.schema.get_field_index("tranche"), LISTING.field("tranche"), pa.array(tranche))

@@ -11,11 +11,9 @@ import pyarrow.compute as pc
 from aaflow.operators.operator import Item
 from aaflow.operators.readers import LoadOptions, Notices, Split, read_documents, read_records, splits
 from aaflow.operators.readers.documents import BATCH_BYTES, BATCH_ROWS
+from aaflow.operators.readers.notices import NOTICES_HELD
 
 __all__ = ["Load", "LoadOptions"]
-
-#: Files that follow each other without giving a batch hand over their notices after this many of them.
-_NOTICES_HELD = 1000
 
 
 class Load:
@@ -64,7 +62,7 @@ class Load:
                     yield _joined(held)
                     held = []
                 held.append(batch)
-            if len(notices) >= _NOTICES_HELD:
+            if len(notices) >= NOTICES_HELD:
                 yield None
         if held:
             yield _joined(held)

@@ -44,18 +44,18 @@ def read_records(split: Split, options: LoadOptions, notices: Notices) -> Iterat
     """Batches of the documents in one split of a file of records; what can't be read goes to ``notices``."""
     module, name = _READERS[split.format]
     reader: RecordReader = getattr(import_module(f"{__package__}.{module}"), name)
-    before = len(notices)
     rows = 0
-    try:
-        for batch in reader(split, options, notices):
-            rows += batch.num_rows
-            yield batch
-    except Exception as error:
-        # As for whole documents: what a store's client raises is unknown, other errors are ours.
-        if local_path(split.uri) is not None and not isinstance(error, FILE_ERRORS):
-            raise
-        kept = f"; the {rows} records before it are kept" if rows else ""
-        notices.add(reason_of(error, split.compression) + kept, split.source, record=split.start)
-        return
-    if not rows and len(notices) == before and split.start == 0 and split.end in (-1, split.size):
-        notices.add("empty" if not split.size else "empty: it has no records", split.source)
+    before = len(notices)
+    with notices.of_split(split.source, split.start):
+        try:
+            for batch in reader(split, options, notices):
+                rows += batch.num_rows
+                yield batch
+        except Exception as error:
+            # As for whole documents: what a store's client raises is unknown, other errors are ours.
+            if local_path(split.uri) is not None and not isinstance(error, FILE_ERRORS):
+                raise
+            kept = f"; the {rows} records before it are kept" if rows else ""
+            notices.add(reason_of(error, split.compression) + kept, split.source, record=split.start)
+        if not rows and len(notices) == before and split.start == 0 and split.end in (-1, split.size):
+            notices.add("empty" if not split.size else "empty: it has no records", split.source)

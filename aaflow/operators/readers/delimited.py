@@ -151,7 +151,10 @@ def _header(rows: _RowBlock, delimiter: bytes) -> tuple[list[str], _RowBlock]:
         if line.strip():
             if b"\0" in line:
                 raise Unreadable("binary content (NUL in the header)")
-            names = next(_python_rows(line, delimiter))
+            try:
+                names = next(_python_rows(line, delimiter))
+            except csv.Error as error:
+                raise Unreadable(f"its header can't be read: {error}") from None
             rest = _RowBlock(rows.data, rows.bounds[row + 1 :], rows.fields[row + 1 :], rows.problem)
             return [name.strip() for name in names], rest
     raise Unreadable(f"no header: {rows.problem}" if rows.problem else "empty: it has neither header nor rows")

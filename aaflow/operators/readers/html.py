@@ -47,6 +47,9 @@ def html_text(page: str) -> tuple[str, str | None]:
         raise Unreadable(f"not readable as HTML: {error}") from None
     if root is None:
         raise Unreadable("no text in this HTML file")
+    if len(parser.error_log.filter_from_fatals()):
+        # libxml2 stops there and gives what it has, as if the page were whole.
+        raise Unreadable(f"not readable as HTML: {parser.error_log.filter_from_fatals()[0].message}")
     title = root.findtext(".//title")
     text = _visible(root)
     if not text:

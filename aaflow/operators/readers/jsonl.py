@@ -245,8 +245,11 @@ def _parse(line: bytes) -> Any:
     except orjson.JSONDecodeError:
         # Not JSON, but what Python and pandas write for missing numbers, and pyarrow reads.
         if b"NaN" in line or b"Infinity" in line:
-            value = json.loads(line)
-            orjson.dumps(value)  # refuses halves of surrogate pairs
+            try:
+                value = json.loads(line)
+            except RecursionError:
+                raise ValueError("nested too deeply") from None
+            _dump(value).encode()  # refuses halves of surrogate pairs
             return value
         raise
 
@@ -254,9 +257,11 @@ def _parse(line: bytes) -> Any:
 def _json_text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
-    if isinstance(value, float) and not np.isfinite(value):
-        return json.dumps(value)
-    return orjson.dumps(value).decode()
+    return _dump(value)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _scalar_text(value: Any) -> str | None:

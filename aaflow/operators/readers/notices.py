@@ -5,11 +5,18 @@ from __future__ import annotations
 import errno
 import os
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pyarrow as pa
 
 from aaflow.hashing import partition_of_id
 from aaflow.schema import NOTICES
+
+#: More notices of one split than this are only counted: a file of rubbish must not fill memory and report.
+RECORDS_LISTED = 10_000
+#: Notices that are held without being handed on; about so many.
+NOTICES_HELD = 1000
 
 
 class Notices:
@@ -17,6 +24,7 @@ class Notices:
 
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
+        self._of_split: int | None = None
         self._rows: list[tuple[str, str, int, str, int, str]] = []
 
     def __len__(self) -> int:
@@ -26,8 +34,23 @@ class Notices:
         self, reason: str, source: str, *, record: int = 0, doc_id: str | None = None, kind: str = "skipped"
     ) -> None:
         """One notice; a document without an id of its own goes by its ``source``."""
+        if self._of_split is not None:
+            self._of_split += 1
+            if self._of_split > RECORDS_LISTED:
+                return
         name = source if doc_id is None else doc_id
         self._rows.append((kind, name, partition_of_id(name, self._partitions), source, record, reason))
+
+    @contextmanager
+    def of_split(self, source: str, record: int) -> Iterator[None]:
+        """Inside, no more than ``RECORDS_LISTED`` notices are kept; one at the end says how many are missing."""
+        self._of_split = 0
+        try:
+            yield
+        finally:
+            more, self._of_split = self._of_split - RECORDS_LISTED, None
+        if more > 0:
+            self.add(f"{more} more notices of this file are not listed; is this its format?", source, record=record)
 
     def take(self) -> pa.RecordBatch | None:
         """What was collected since the last call, or None."""

@@ -9,11 +9,11 @@ from aaflow.operators.readers.notices import Unreadable
 from aaflow.operators.readers.options import LoadOptions, Split
 from aaflow.operators.readers.sources import read_whole
 
-_ATX = re.compile(r" {0,3}#{1,6}[ \t]+(.+?)(?:[ \t]+#+)?[ \t]*$")
+_ATX = re.compile(r" {0,3}#{1,6}[ \t](.*)")
 _SETEXT = re.compile(r" {0,3}(?:=+|-+)[ \t]*$")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?\n", re.DOTALL | re.MULTILINE)
-_FRONT_TITLE = re.compile(r"^title:[ \t]*(.+?)[ \t]*\r?$", re.MULTILINE)
+_FRONT_TITLE = re.compile(r"^title:(.*)$", re.MULTILINE)
 _RST_LINE = re.compile(r"([!-/:-@[-`{-~])\1*$")
 
 #: A title is looked for in this many characters from the beginning.
@@ -54,7 +54,7 @@ def markdown_title(text: str) -> str | None:
     """The title in the front matter, else the first heading outside of code."""
     if front := _FRONT_MATTER.match(text):
         if title := _FRONT_TITLE.search(front[1]):
-            return title[1].strip("\"'") or None
+            return title[1].strip().strip("\"'") or None
         text = text[front.end() :]
     fence, previous = "", ""
     for line in text.splitlines():
@@ -66,11 +66,17 @@ def markdown_title(text: str) -> str | None:
             previous = ""
         elif not fence:
             if heading := _ATX.match(line):
-                return heading[1]
+                return _without_closing(heading[1].strip())
             if previous and _SETEXT.match(line) and not previous.startswith(("    ", "\t", "- ", "* ", "> ")):
                 return previous.strip()
             previous = line if line.strip() else ""
     return None
+
+
+def _without_closing(heading: str) -> str | None:
+    """A heading without the number signs that may close it."""
+    bare = heading.rstrip("#")
+    return (bare.rstrip() if not bare or bare[-1] in " \t" else heading) or None
 
 
 def rst_title(text: str) -> str | None:

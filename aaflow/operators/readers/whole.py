@@ -10,7 +10,7 @@ from importlib import import_module
 import pyarrow as pa
 
 from aaflow.operators.readers.documents import BATCH_BYTES, BATCH_ROWS, Rows, finish
-from aaflow.operators.readers.notices import Notices, Unreadable, reason_of
+from aaflow.operators.readers.notices import NOTICES_HELD, Notices, Unreadable, reason_of
 from aaflow.operators.readers.options import LoadOptions, Split
 from aaflow.operators.readers.sources import local_path
 
@@ -29,8 +29,8 @@ _READERS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def read_documents(splits: Iterable[Split], options: LoadOptions, notices: Notices) -> Iterator[pa.RecordBatch]:
-    """Batches of documents, one row per file of ``splits``, in their order."""
+def read_documents(splits: Iterable[Split], options: LoadOptions, notices: Notices) -> Iterator[pa.RecordBatch | None]:
+    """Batches of documents, one row per file of ``splits``, in their order; None where many notices wait."""
     readers: dict[str, Reader] = {}
     held: list[tuple[Split, str, str | None]] = []
     size = 0
@@ -45,6 +45,8 @@ def read_documents(splits: Iterable[Split], options: LoadOptions, notices: Notic
             if local_path(split.uri) is not None and not isinstance(error, FILE_ERRORS):
                 raise
             notices.add(reason_of(error, split.compression), split.source)
+            if len(notices) >= NOTICES_HELD:
+                yield None
             continue
         held.append((split, text, title))
         size += len(text)
