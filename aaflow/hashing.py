@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aaflow.kernel import Bytes, kernel, load64, validity, view
+from aaflow.kernel import Bytes, copy, kernel, load64, validity, view
 from aaflow.sha256 import digest_rows
 
 _MODULUS = 1 << 256
@@ -139,8 +139,7 @@ def _append_values(data: Any, offsets: Any, valid: Any, message: Any, cursor: An
             message[at + byte] = np.uint8((length >> np.uint64(8 * byte)) & np.uint64(0xFF))
         at += 8
         if valid[row]:
-            for byte in range(end - start):
-                message[at + byte] = data[start + byte]
+            copy(message, at, data, start, end - start)
             at += end - start
         cursor[row] = at
 

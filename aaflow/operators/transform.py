@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -14,7 +16,8 @@ from aaflow.errors import InputError
 from aaflow.hashing import sha256, sha256_rows
 from aaflow.operators import splitters
 from aaflow.operators.operator import Item
-from aaflow.schema import NOTICES
+from aaflow.operators.splitters import Spans, Texts
+from aaflow.schema import NOTICES, chunks
 
 SPLITTERS = ("characters", "tokens", "markdown", "delimiter", "whole")
 NORMALISATIONS = ("none", "nfc", "whitespace")
@@ -29,11 +32,11 @@ class TransformOptions:
     Attributes:
         splitter: ``characters``, ``tokens`` of ``model``, ``markdown`` (a heading begins a chunk), ``delimiter``, or
             ``whole`` documents.
-        size: of a chunk at most, in characters, or in tokens.
+        size: of a chunk at most, in characters, or in tokens (a model adds its special ones to these).
         overlap: what a chunk repeats of the one before it, at most, in the same unit.
         delimiter: text that parts chunks; belongs to none.
         normalise: of a chunk's text: ``none``, ``nfc`` (Unicode NFC), ``whitespace`` (NFC, and runs of white space
-            become one space).
+            become one space). Documents are split before, so that offsets are those of the source.
         model: whose tokens count.
 
     Raises:
@@ -77,11 +80,11 @@ class TransformOptions:
 
 
 class Transform:
-    """Splits the documents of every item into chunks."""
+    """Splits the documents of every item into chunks; a document without any is reported as skipped."""
 
     def __init__(self, options: TransformOptions) -> None:
         self._options = options
-        self._tokens: splitters.TokenSplitter | None = None
+        self._tokens = splitters.Tokens(options.model) if options.splitter == "tokens" and options.model else None
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """See :class:`aaflow.operators.operator.StreamFunction`."""
@@ -89,40 +92,40 @@ class Transform:
             if item.rows is None or not item.rows.num_rows:
                 yield replace(item, rows=None)
                 continue
-            spans = self._split(item.rows.column("text"))
-            empty = _without_chunks(item.rows, spans)
-            if empty is not None:
-                item = replace(item, notices=_joined(item.notices, empty))
-            parts = list(_parts(spans))
+            texts = Texts.of(item.rows.column("text"))
+            spans = self._split(texts)
+            ordinals = spans.ordinals()
+            parts = _parts(item.rows, spans)
             for part in parts[:-1]:
-                yield Item(item.tranche, item.partition, self._chunks(item.rows, part))
-            yield replace(item, rows=self._chunks(item.rows, parts[-1]) if parts else None)
+                rows = self._chunks(item.rows, texts, spans.where(part), ordinals[part])
+                yield Item(item.tranche, item.partition, rows)
+            # What ends the item goes with its last rows, for nothing of it may come after that.
+            last = self._chunks(item.rows, texts, spans.where(parts[-1]), ordinals[parts[-1]]) if parts else None
+            yield replace(item, rows=last, notices=_joined(item.notices, _without_chunks(item.rows, spans)))
 
-    def _split(self, text: pa.Array) -> splitters.Spans:
+    def _split(self, texts: Texts) -> Spans:
         options = self._options
-        if options.splitter == "tokens":
-            if self._tokens is None:
-                assert options.model is not None
-                self._tokens = splitters.TokenSplitter(options.model, options.size, options.overlap)
-            return self._tokens.split(text)
+        sections, blocks, size = splitters.whole(texts), splitters.NO_BLOCKS, options.size
         if options.splitter == "markdown":
-            sections = splitters.by_heading(text)
+            sections, blocks = splitters.by_heading(texts)
         elif options.splitter == "delimiter":
-            sections = splitters.by_delimiter(text, options.delimiter)
-        else:
-            sections = splitters.whole(text)
-        size = np.iinfo(np.int64).max // 4 if options.splitter == "whole" else options.size
-        return splitters.pack(text, sections, size, options.overlap)
+            sections = splitters.by_delimiter(texts, options.delimiter)
+        elif options.splitter == "whole":
+            size = len(texts.data) + 1
+        units = splitters.characters(texts) if self._tokens is None else self._tokens.units(texts)
+        return splitters.pack(texts, sections, units, size, options.overlap, blocks)
 
-    def _chunks(self, documents: pa.RecordBatch, spans: splitters.Spans) -> pa.RecordBatch:
+    def _chunks(
+        self, documents: pa.RecordBatch, texts: Texts, spans: Spans, ordinals: npt.NDArray[np.int32]
+    ) -> pa.RecordBatch:
         row = pa.array(spans.row)
-        text = _normalised(splitters.texts_of(documents.column("text"), spans), self._options.normalise)
+        text = _normalised(splitters.texts_of(texts, spans), self._options.normalise)
         taken = {name: documents.column(name).take(row) for name in _TAKEN}
         start = pa.array(spans.start)
         columns = {
             **taken,
             "chunk_id": sha256_rows([taken["doc_id"], start, text], 16),
-            "ordinal": pa.array(spans.ordinals()),
+            "ordinal": pa.array(ordinals),
             "start": start,
             "end": pa.array(spans.end),
             "text": text,
@@ -138,8 +141,6 @@ _TAKEN = ("doc_id", "partition", "source", "record", "source_type", "scope", "me
 
 def _chunk_schema(documents: pa.Schema) -> pa.Schema:
     """The schema of chunks whose metadata are those of the documents."""
-    from aaflow.schema import chunks
-
     plain = chunks()
     return plain.set(plain.get_field_index("metadata"), documents.field("metadata"))
 
@@ -148,20 +149,31 @@ def _normalised(text: pa.Array, how: str) -> pa.Array:
     if how == "none":
         return text
     text = pc.utf8_normalize(text, form="NFC")
-    return text if how == "nfc" else pc.replace_substring_regex(text, r"\s+", " ")
+    if how == "nfc":
+        return text
+    return pc.utf8_trim_whitespace(pc.replace_substring_regex(text, r"[\s\p{Z}\v\x85]+", " "))
 
 
-def _parts(spans: splitters.Spans) -> Iterator[splitters.Spans]:
-    """Spans in runs whose texts fit one batch."""
-    if not len(spans.row):
-        return
-    group = np.cumsum(spans.end - spans.start) // BATCH_BYTES
+def _parts(documents: pa.RecordBatch, spans: Spans) -> list[slice]:
+    """Runs of pieces whose rows fit one batch: their texts, and what each repeats of its document."""
+    if not len(spans):
+        return []
+    repeated = sum(_sizes(documents.column(name)) for name in _TAKEN)
+    group = np.cumsum(spans.end - spans.start + repeated[spans.row]) // BATCH_BYTES
     cuts = [0, *(np.flatnonzero(np.diff(group)) + 1).tolist(), len(group)]
-    for first, last in zip(cuts[:-1], cuts[1:], strict=True):
-        yield splitters.Spans(spans.row[first:last], spans.start[first:last], spans.end[first:last], spans.before(first))
+    return [slice(first, last) for first, last in itertools.pairwise(cuts)]
 
 
-def _without_chunks(documents: pa.RecordBatch, spans: splitters.Spans) -> pa.RecordBatch | None:
+def _sizes(column: pa.Array) -> Any:
+    """Bytes of the strings in every row, those of a struct's fields too; int64 [rows], or 0 where there are none."""
+    if pa.types.is_struct(column.type):
+        return sum(_sizes(child) for child in column.flatten())
+    if pa.types.is_string(column.type):
+        return pc.fill_null(pc.binary_length(column), 0).to_numpy(zero_copy_only=False).astype(np.int64)
+    return 0
+
+
+def _without_chunks(documents: pa.RecordBatch, spans: Spans) -> pa.RecordBatch | None:
     """Notices of documents that gave no chunk; None where all did."""
     silent = np.ones(documents.num_rows, np.bool_)
     silent[spans.row] = False
@@ -170,11 +182,11 @@ def _without_chunks(documents: pa.RecordBatch, spans: splitters.Spans) -> pa.Rec
     rows = documents.filter(pa.array(silent))
     columns = {name: rows.column(name) for name in ("doc_id", "partition", "source", "record")}
     columns["kind"] = pa.repeat("skipped", rows.num_rows)
-    columns["reason"] = pa.repeat("no text: nothing but white space", rows.num_rows)
+    columns["reason"] = pa.repeat("no text after normalisation", rows.num_rows)
     return pa.RecordBatch.from_arrays([columns[name] for name in NOTICES.names], schema=NOTICES)
 
 
-def _joined(first: pa.RecordBatch | None, second: pa.RecordBatch) -> pa.RecordBatch:
-    if first is None:
-        return second
+def _joined(first: pa.RecordBatch | None, second: pa.RecordBatch | None) -> pa.RecordBatch | None:
+    if first is None or second is None:
+        return second if first is None else first
     return pa.Table.from_batches([first, second], NOTICES).combine_chunks().to_batches()[0]
