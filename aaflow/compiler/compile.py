@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 import pyarrow.compute as pc
 
 from aaflow.compiler.check import SHUFFLES, check_workflow
-from aaflow.compiler.ingest import Inputs, index_target, list_load
+from aaflow.compiler.ingest import DEFAULT_PARTITIONS, Inputs, ancestors, index_target, list_load
 from aaflow.compiler.partitioning import partition_owners
 from aaflow.compiler.plan import Edge, Listing, Plan, PlannedOperator, Stage, schema_text
 from aaflow.errors import PlacementError, WorkflowError
+from aaflow.index import open_index
+from aaflow.operators.embedders import describe_embedder
 from aaflow.operators.listing import split_sizes
 from aaflow.operators.operator import Domain, Operator
 from aaflow.scheduling.site import Site
@@ -212,10 +214,12 @@ def _listing(inputs: Inputs | None) -> Listing | None:
 
 
 def _searched_partitions(ordered: Sequence[Operator]) -> int:
-    from aaflow.index import open_index
-
+    """Partitions of the index that is searched, whose vectors must be of the model that embeds the questions."""
     for operator in ordered:
         if operator.kind == "retrieve":
             with open_index(operator.options["index"]) as opened:
+                for embed in (other for other in ancestors(operator, ordered) if other.kind == "embed"):
+                    dimension, fingerprint = describe_embedder(embed.options["model"], embed.options["dimension"])
+                    opened.spec.require_embedder(fingerprint, dimension, opened.path)
                 return opened.spec.partitions
-    return 1
+    return DEFAULT_PARTITIONS

@@ -23,6 +23,8 @@ from aaflow.operators.transform import TransformOptions
 
 #: Bytes of input in one tranche: what a run that is cut short may have to repeat.
 TRANCHE_BYTES = 64 << 20
+#: Partitions of a run that neither writes nor searches an index.
+DEFAULT_PARTITIONS = 64
 
 _SOURCE_COLUMNS = ["root", "source", "size", "mtime_ns"]
 
@@ -121,7 +123,7 @@ def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> In
     if len(writers) > 1:
         raise WorkflowError(f"operators {', '.join(w.name for w in writers)} all write an index; a workflow writes one")
     upsert = writers[0]
-    chain = _ancestors(upsert, ordered)
+    chain = ancestors(upsert, ordered)
     embed = next((operator for operator in chain if operator.kind == "embed"), None)
     if embed is None:
         raise WorkflowError(f"operator {upsert.name!r} needs vectors: put an embed before it")
@@ -173,7 +175,7 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
         return None
     if len(loads) > 1:
         raise WorkflowError(f"operators {', '.join(op.name for op in loads)} all load; give one of them all the paths")
-    options = load_options(loads[0], target.spec.partitions if target else 64)
+    options = load_options(loads[0], target.spec.partitions if target else DEFAULT_PARTITIONS)
     listed = list_inputs(loads[0].options["paths"], options)
     roots = tuple(sorted({*listed.roots, *pc.unique(listed.table["root"]).to_pylist()}))
     table, unchanged, pruned = listed.table, 0, listed.table.select(["root", "source"]).slice(0, 0)
@@ -204,7 +206,8 @@ def _is_in(rows: pa.Table, known: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_
     return mask
 
 
-def _ancestors(operator: Operator, ordered: Sequence[Operator]) -> list[Operator]:
+def ancestors(operator: Operator, ordered: Sequence[Operator]) -> list[Operator]:
+    """The operators whose rows lead to this one, the nearest first."""
     by_name = {other.name: other for other in ordered}
     chain = []
     current = operator.upstream

@@ -14,11 +14,12 @@ from aaflow.compiler.partitioning import split_readers
 from aaflow.compiler.plan import Plan, PlannedOperator, Stage, schema_of
 from aaflow.dataplane.communicator import Communicator
 from aaflow.errors import IndexMissing
+from aaflow.hashing import sha256
+from aaflow.index import IndexSpec, open_index
 from aaflow.index import Stage as IndexStage
-from aaflow.index import open_index
 from aaflow.operators.apply import Apply
 from aaflow.operators.embed import Embed
-from aaflow.operators.embedders import make_embedder
+from aaflow.operators.embedders import Embedder, make_embedder
 from aaflow.operators.load import Load
 from aaflow.operators.operator import Item, Pattern, StreamFunction
 from aaflow.operators.retrieve import Queries, Retrieve
@@ -51,6 +52,8 @@ class RankContext:
 
 def chain_of(context: RankContext) -> list[tuple[str, StreamFunction]]:
     """The named functions of a stage, in order: its operators, and between them what moves or drops rows."""
+    # The first kernel of a process takes about 1 s to load, which is start-up and no operator's work.
+    sha256(pa.array([""]))
     staging = _staging(context)
     committed = staging.committed() if staging is not None else set()
     functions: list[tuple[str, StreamFunction]] = []
@@ -95,11 +98,7 @@ def _function(
     if operator.kind == "transform":
         return Transform(transform_options(operator))
     if operator.kind == "embed":
-        model, dimension = options["model"], options["dimension"]
-        device = "cpu" if options["device"] == "cpu" else context.device
-        return Embed(
-            lambda: make_embedder(model, dimension=dimension, device=device), operator.batch_rows, operator.workers
-        )
+        return Embed(lambda: _embedder(operator, context), operator.batch_rows, operator.workers)
     if operator.kind == "upsert":
         assert staging is not None
         return Upsert(staging)
@@ -109,6 +108,30 @@ def _function(
         return Retrieve(Path(options["index"]), options["k"], options["backend"], context.communicator)
     whole = operator.pattern in (Pattern.SHUFFLE_REDUCE.value, Pattern.SHUFFLE_COMPUTE.value)
     return Apply(operator.name, operator.function, options, schema_of(operator.output), whole_units=whole)
+
+
+def _embedder(operator: PlannedOperator, context: RankContext) -> Embedder:
+    """The model of this rank's node, which must be the one of every index that its vectors meet.
+
+    Raises:
+        EmbedderMismatch: it is another one; the text says both.
+    """
+    options = operator.options
+    device = "cpu" if options["device"] == "cpu" else context.device
+    embedder = make_embedder(options["model"], dimension=options["dimension"], device=device)
+    for path, spec in _met_indexes(context.plan):
+        spec.require_embedder(embedder.fingerprint, embedder.dimension, path)
+    return embedder
+
+
+def _met_indexes(plan: Plan) -> Iterator[tuple[Path, IndexSpec]]:
+    """The indexes that a plan writes or searches."""
+    if plan.index is not None:
+        yield Path(plan.index["path"]), IndexSpec.from_json(plan.index["spec"])
+    for operator in (operator for stage in plan.stages for operator in stage.operators):
+        if operator.kind == "retrieve":
+            with open_index(operator.options["index"]) as index:
+                yield index.path, index.spec
 
 
 def _shuffle(context: RankContext, operator: PlannedOperator) -> Shuffle:
