@@ -358,7 +358,7 @@ def _advance(units: Any, at: int, end: int, used: int, limit: int) -> Any:
 
 @kernel
 def _cut(data: Any, units: Any, start: int, floor: int, end: int, size: int, block_starts: Any, block_ends: Any) -> Any:
-    """Where the chunk that begins at ``start`` ends: a boundary beyond ``floor``, which is where the last one ended.
+    """Where the chunk that begins at ``start`` ends: a boundary beyond ``floor``, up to which all is in chunks.
 
     It is ``floor`` or less only if what follows can't be in one chunk with what stands before ``floor``.
     """
@@ -443,5 +443,10 @@ def _pack(
             pieces = _append(pieces, count, rows[section], start - begin, stop - begin)
             count += 1
             floor = cut
+            while floor < end and _blank(data[floor]):
+                floor += 1
             start = _back(data, units, start, cut, overlap) if overlap and cut < end else cut
+            block = np.searchsorted(block_ends, start, side="right")
+            if block < block_starts.shape[0] and block_starts[block] < start:
+                start = min(block_ends[block], cut)  # half a block is no context
     return pieces[:count]
