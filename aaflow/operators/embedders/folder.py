@@ -52,7 +52,7 @@ def find(model: str) -> Model:
             raise DependencyError(f"model {model!r} is in an optional package: {_INSTALL}") from error
         return Model(_MINILM, Path(get_model_path()))
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model.strip() and path.is_dir():
         if not any((path / name).is_file() for name in ("modules.json", "config.json")):
             raise InputError(
                 f"model folder {model!r} has no modules.json and no config.json; give the model's own folder"
