@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# A machine that other work shares makes any example slow now and then; pytest-timeout bounds a whole test.
+settings.register_profile("aaflow", deadline=None)
+settings.load_profile("aaflow")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -31,7 +31,12 @@ class KnownDocuments:
     def of(cls, index: Index) -> KnownDocuments:
         """The documents of an index's generation."""
         parts = [index.documents(partition) for partition in range(index.spec.partitions)]
-        table = pa.concat_tables(parts).combine_chunks()
+        return cls.of_documents(pa.concat_tables(parts))
+
+    @classmethod
+    def of_documents(cls, documents: pa.Table) -> KnownDocuments:
+        """Those of rows with doc_id, doc_hash, source and record."""
+        table = documents.combine_chunks()
         keys = _keys([table[name].combine_chunks() for name in ("doc_id", "doc_hash", "source", "record")])
         return cls(keys[np.argsort(keys[:, 0], kind="stable")])
 
