@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from aaflow.errors import InputError
 from aaflow.hashing import partition_of
-from aaflow.operators.folders import NOT_REGULAR, Skip, glob_regex, has_wildcard, split_glob, walk
+from aaflow.operators.folders import NOT_REGULAR, glob_regex, has_wildcard, split_glob, walk
 from aaflow.operators.readers.notices import Notices, shorten
 from aaflow.operators.readers.options import COMPRESSIONS, EXTENSIONS, RECORD_FORMATS, LoadOptions, Split
 from aaflow.operators.readers.parquet import row_ranges
@@ -147,9 +147,11 @@ class _Root:
         self.uri = local_uri(path)
         hidden = self._options.hidden or any(p.startswith(".") for p in (pattern or "").split("/"))
         wanted = glob_regex(pattern, hidden=self._options.hidden) if pattern is not None else None
-        skip: Skip = lambda name, reason: (  # noqa: E731
-            self._notices.add(reason, self._prefix + name) if wanted is None or wanted.fullmatch(name) else None
-        )
+
+        def skip(name: str, reason: str) -> None:
+            if wanted is None or wanted.fullmatch(name):
+                self._notices.add(reason, self._prefix + name)
+
         quoted: dict[bytes, str] = {}
         for name, file, status in walk(path, hidden=hidden, skip=skip):
             if wanted is None or wanted.fullmatch(name):

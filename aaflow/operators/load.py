@@ -56,22 +56,18 @@ class Load:
             yield from read_documents(unit, self._options, notices)
             return
         held: list[pa.RecordBatch] = []
+        rows = size = 0
         for split in unit:
             for batch in read_records(split, self._options, notices):
-                if held and not _fits(held, batch):
+                rows, size = rows + batch.num_rows, size + batch.nbytes
+                if held and (rows > BATCH_ROWS or size > BATCH_BYTES):
                     yield _joined(held)
-                    held = []
+                    held, rows, size = [], batch.num_rows, batch.nbytes
                 held.append(batch)
             if len(notices) >= NOTICES_HELD:
                 yield None
         if held:
             yield _joined(held)
-
-
-def _fits(held: list[pa.RecordBatch], batch: pa.RecordBatch) -> bool:
-    rows: int = sum(part.num_rows for part in held) + batch.num_rows
-    size: int = sum(part.nbytes for part in held) + batch.nbytes
-    return rows <= BATCH_ROWS and size <= BATCH_BYTES
 
 
 def _joined(batches: list[pa.RecordBatch]) -> pa.RecordBatch:

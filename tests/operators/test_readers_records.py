@@ -23,7 +23,7 @@ from aaflow.operators.readers import LoadOptions, read, splits
 from aaflow.operators.readers import lines as lines_module
 from aaflow.schema import documents
 
-ANY_TEMPORARY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+ANY_TEMPORARY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def load(path: Path, **options: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

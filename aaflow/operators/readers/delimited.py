@@ -232,14 +232,11 @@ class _Table:
                     strings_can_be_null=False,
                 ),
             )
-        except pa.ArrowInvalid:
-            table = None
-        if table is not None and table.num_rows == rows:
-            return {name: table[name].combine_chunks() for name in self._wanted}
-        # Not seen to happen: the kernel counts rows and fields as pyarrow does. Slow, but right if it ever doesn't.
-        values = [row for row in _python_rows(data, self._delimiter) if row]
-        at = {name: self._names.index(name) for name in self._wanted}
-        return {name: pa.array([row[at[name]] for row in values], pa.string()) for name in self._wanted}
+        except pa.ArrowInvalid as error:
+            raise Unreadable(f"not readable as CSV: {str(error).splitlines()[0][:200]}") from None
+        if table.num_rows != rows:  # the kernel counts as pyarrow does; never give a row another row's number
+            raise Unreadable(f"not readable as CSV: {rows} rows were found, but pyarrow reads {table.num_rows}")
+        return {name: table[name].combine_chunks() for name in self._wanted}
 
 
 def _without_line_end(data: bytes, starts: Any, ends: Any) -> npt.NDArray[np.int64]:
