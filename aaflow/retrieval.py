@@ -13,8 +13,17 @@ from aaflow.operators.retrieve import embed_queries, query_batch, search
 from aaflow.schema import vector_field
 
 
-def ask_index(path: str | Path, texts: Sequence[str], k: int = 10, *, backend: str = "exact") -> pa.Table:
+def ask_index(
+    path: str | Path, texts: Sequence[str], k: int = 10, *, backend: str = "exact", model: str | None = None
+) -> pa.Table:
     """The ``k`` nearest chunks of every text; the same answers as a retrieval on ranks.
+
+    Args:
+        path: the index folder.
+        texts: the questions.
+        k: hits of a question at most.
+        backend: ``exact``, ``ivf`` or ``hnsw``.
+        model: name or folder of the index's model; by default where it was found when the index was built.
 
     Returns:
         Rows of :func:`aaflow.schema.hits`.
@@ -24,7 +33,7 @@ def ask_index(path: str | Path, texts: Sequence[str], k: int = 10, *, backend: s
         EmbedderMismatch: the model that is installed here is not the one of the index.
     """
     with open_index(Path(path)) as index:
-        embedder = make_embedder(str(index.spec.embedder["model"]), dimension=index.spec.dimension)
+        embedder = make_embedder(model or str(index.spec.embedder["model"]), dimension=index.spec.dimension)
         index.spec.require_embedder(embedder.fingerprint, embedder.dimension, Path(path))
         vectors = embed_queries(embedder, texts)
         column = pa.FixedSizeListArray.from_arrays(vectors.reshape(-1), type=vector_field(embedder.dimension).type)

@@ -254,8 +254,18 @@ class Workflow:
         )
 
     @classmethod
-    def retrieval(cls, index: str | Path, texts: Sequence[str], *, k: int = 10, backend: str = "exact") -> Workflow:
+    def retrieval(
+        cls,
+        index: str | Path,
+        texts: Sequence[str],
+        *,
+        k: int = 10,
+        backend: str = "exact",
+        model: str | None = None,
+    ) -> Workflow:
         """The workflow ``queries → embed → retrieve`` with the model of the index.
+
+        ``model`` says where that model lies, by default where it was found when the index was built.
 
         Raises:
             IndexMissing: there is no index at this path.
@@ -266,7 +276,9 @@ class Workflow:
         with open_index(Path(index)) as opened:
             spec = opened.spec
         queries = workflow.queries(texts)
-        queries.embed(str(spec.embedder["model"]), dimension=spec.dimension).retrieve(index, k=k, backend=backend)
+        queries.embed(model or str(spec.embedder["model"]), dimension=spec.dimension).retrieve(
+            index, k=k, backend=backend
+        )
         return workflow
 
     def add(self, operator: Operator, *, upstream: str | None = None) -> Stream:

@@ -19,6 +19,7 @@ from aaflow.workflow import Workflow
 IndexArgument = Annotated[Path, typer.Argument(help="Folder of the index.", show_default=False)]
 TextArgument = Annotated[str, typer.Argument(help="The question.", show_default=False)]
 KOption = Annotated[int, typer.Option("-k", min=1, help="Passages at most.")]
+ModelOption = Annotated[str | None, typer.Option("--embedder", help="Where the index's model lies now.")]
 BackendOption = Annotated[str, typer.Option("--backend", help="exact, ivf or hnsw.")]
 
 
@@ -30,11 +31,12 @@ def query(
     pilot: PilotOption = None,
     site: SiteOption = None,
     backend: BackendOption = "exact",
+    embedder: ModelOption = None,
     run_folder: RunFolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the passages nearest to a text: in this process, or with --ranks or --pilot as a task group."""
-    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, run_folder))
+    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, embedder, run_folder))
     if as_json:
         print_json({"query": text, "index": str(index.absolute()), "hits": hits})
         return
@@ -52,11 +54,12 @@ def ask(
     pilot: PilotOption = None,
     site: SiteOption = None,
     backend: BackendOption = "exact",
+    embedder: ModelOption = None,
     run_folder: RunFolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question by quoting the best passages, each with its source."""
-    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, run_folder))
+    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, embedder, run_folder))
     answer = "\n\n".join(f"[{number}] {_short(hit['text'], 700)}" for number, hit in enumerate(hits, 1))
     sources = [{"number": number, "source": hit["source"], "score": hit["score"]} for number, hit in enumerate(hits, 1)]
     if as_json:
@@ -76,11 +79,12 @@ def _hits(
     pilot: str | None,
     site: str | None,
     backend: str,
+    model: str | None,
     folder: Path | None,
 ) -> pa.Table:
     if ranks is None and pilot is None and site is None:
-        return ask_index(index, [text], k, backend=backend)
-    workflow = Workflow.retrieval(index, [text], k=k, backend=backend)
+        return ask_index(index, [text], k, backend=backend, model=model)
+    workflow = Workflow.retrieval(index, [text], k=k, backend=backend, model=model)
     return run(place(compile(workflow, site=site, ranks=ranks), site), pilot, run_folder=folder).output()
 
 

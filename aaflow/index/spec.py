@@ -70,7 +70,7 @@ class IndexSpec:
         Raises:
             EmbedderMismatch: they differ; the text says both and in what.
         """
-        differing = _differences(self.to_json(), other.to_json())
+        differing = _differences(_compared(self), _compared(other))
         if differing:
             raise EmbedderMismatch(
                 f"{path} was built with {_name(self.embedder, self.dimension)}; this run uses "
@@ -81,6 +81,14 @@ class IndexSpec:
     def require_embedder(self, embedder: Mapping[str, Any], dimension: int, path: Path) -> None:
         """Refuse queries of another model: :meth:`require` for the embedder and the dimension alone."""
         self.require(replace(self, embedder=dict(embedder), dimension=dimension), path)
+
+
+def _compared(spec: IndexSpec) -> dict[str, Any]:
+    """What has to be equal: all but where a model was found, since its fingerprint says what it is."""
+    values = spec.to_json()
+    if "weights" in values["embedder"]:
+        values["embedder"] = {key: value for key, value in values["embedder"].items() if key != "model"}
+    return values
 
 
 def _name(embedder: Mapping[str, Any], dimension: int) -> str:

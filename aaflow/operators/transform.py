@@ -33,7 +33,7 @@ class TransformOptions:
         splitter: ``characters``, ``tokens`` of ``model``, ``markdown`` (a heading begins a chunk), ``delimiter``, or
             ``whole`` documents.
         size: of a chunk at most, in characters, or in tokens (a model adds its special ones to these).
-        overlap: what a chunk repeats of the one before it, at most, in the same unit.
+        overlap: what a chunk repeats of the one before it, at most, in the same unit; None: a tenth of ``size``.
         delimiter: text that parts chunks; belongs to none.
         normalise: of a chunk's text: ``none``, ``nfc`` (Unicode NFC), ``whitespace`` (NFC, and runs of white space
             become one space). Documents are split before, so that offsets are those of the source.
@@ -45,7 +45,7 @@ class TransformOptions:
 
     splitter: str = "characters"
     size: int = 1000
-    overlap: int = 100
+    overlap: int | None = None
     delimiter: str = "\n\n"
     normalise: str = "none"
     model: str | None = None
@@ -55,16 +55,21 @@ class TransformOptions:
             raise InputError(f"transform: unknown splitter {self.splitter!r}; use {', '.join(SPLITTERS)}")
         if self.normalise not in NORMALISATIONS:
             raise InputError(f"transform: unknown normalisation {self.normalise!r}; use {', '.join(NORMALISATIONS)}")
-        if self.size < 1 or not 0 <= self.overlap < self.size:
-            raise InputError(f"transform: size {self.size} and overlap {self.overlap}; use 0 <= overlap < size")
+        if self.size < 1 or not 0 <= self.repeated < self.size:
+            raise InputError(f"transform: size {self.size} and overlap {self.repeated}; use 0 <= overlap < size")
         if self.splitter == "tokens" and not self.model:
             raise InputError("transform: splitter 'tokens' needs the model whose tokens count")
         if self.splitter == "delimiter" and not self.delimiter:
             raise InputError("transform: splitter 'delimiter' needs a delimiter of at least one character")
 
+    @property
+    def repeated(self) -> int:
+        """The overlap in force."""
+        return self.size // 10 if self.overlap is None else self.overlap
+
     def to_json(self) -> dict[str, Any]:
         """As JSON values."""
-        return asdict(self)
+        return {**asdict(self), "overlap": self.repeated}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TransformOptions:
@@ -113,7 +118,7 @@ class Transform:
         elif options.splitter == "whole":
             size = len(texts.data) + 1
         units = splitters.characters(texts) if self._tokens is None else self._tokens.units(texts)
-        return splitters.pack(texts, sections, units, size, options.overlap, blocks)
+        return splitters.pack(texts, sections, units, size, options.repeated, blocks)
 
     def _chunks(
         self, documents: pa.RecordBatch, texts: Texts, spans: Spans, ordinals: npt.NDArray[np.int32]
