@@ -63,6 +63,9 @@ def ingest(
     id_column: Annotated[str | None, typer.Option(help="Column of records that names a document.")] = None,
     metadata: Annotated[list[str] | None, typer.Option(help="name:type of a metadata field; may be repeated.")] = None,
     format_: Annotated[str | None, typer.Option("--format", help="Read every file as this format.")] = None,
+    encoding: Annotated[str | None, typer.Option(help="Encoding of text and records; UTF-8 by default.")] = None,
+    hidden: Annotated[bool, typer.Option("--hidden", help="Read files whose names begin with a dot, too.")] = False,
+    max_record_bytes: Annotated[int | None, typer.Option(help="A larger document or record is skipped.")] = None,
     run_folder: RunFolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,7 +74,8 @@ def ingest(
         paths, index, embedder=embedder, dimension=dim, prune=prune, partitions=partitions,
         metadata=parse_metadata(metadata or []),
         transform=_given(splitter=splitter, size=chunk_size, overlap=overlap),
-        load=_given(text_columns=text_column or None, id_column=id_column, format=format_),
+        load=_given(text_columns=text_column or None, id_column=id_column, format=format_, encoding=encoding,
+                    hidden=hidden or None, max_record_bytes=max_record_bytes),
     )  # fmt: skip
     console = Console(stderr=True)
     placement = place(compile(workflow, site=site, ranks=ranks, fuse=fuse), site)
