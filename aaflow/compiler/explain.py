@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from aaflow.compiler.plan import Edge, Plan, Stage
 from aaflow.scheduling.slot import Slot, shares_cores
+
+if TYPE_CHECKING:
+    from aaflow.compiler.plan import Edge, Plan, Stage
 
 
 def explain(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Group:
