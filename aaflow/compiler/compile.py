@@ -20,6 +20,8 @@ from aaflow.workflow import Workflow
 
 #: Batches that a queue between two operators of a rank holds: one being filled while one is being read, and one spare.
 QUEUE_BOUND = 3
+#: Units that ``upsert`` commits at the same time: one computes while others wait for the disk.
+COMMITS_AT_ONCE = 2
 #: The domain that decides the slot of a fused stage is the most demanding one.
 _DEMAND = (Domain.CPU_PARTITION, Domain.AGGREGATION, Domain.BATCH_WRITE, Domain.VECTOR_SHARD, Domain.BATCH_WORKER)
 
@@ -178,10 +180,16 @@ def _planned(operator: Operator, site: Site, ranks: int, shuffle: bool) -> Plann
         domain=operator.domain.value,
         input=schema_text(operator.input),
         output=schema_text(operator.output),
-        workers=cores if operator.kind == "embed" and not accelerated(operator, site) else 1,
+        workers=_workers(operator, site, cores),
         batch_rows=operator.options.get("window", 0),
         shuffle=shuffle,
     )
+
+
+def _workers(operator: Operator, site: Site, cores: int) -> int:
+    if operator.kind == "upsert":
+        return COMMITS_AT_ONCE
+    return cores if operator.kind == "embed" and not accelerated(operator, site) else 1
 
 
 def _edges(ordered: Sequence[Operator], stages: Sequence[Stage], inputs: Inputs | None) -> list[Edge]:

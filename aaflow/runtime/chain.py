@@ -101,7 +101,7 @@ def _function(
         return Embed(lambda: _embedder(operator, context), operator.batch_rows, operator.workers)
     if operator.kind == "upsert":
         assert staging is not None
-        return Upsert(staging)
+        return Upsert(staging, operator.workers)
     if operator.kind == "queries":
         return Queries(options["texts"], context.communicator)
     if operator.kind == "retrieve":
