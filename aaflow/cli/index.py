@@ -27,7 +27,7 @@ def info(index: IndexArgument, as_json: JsonOption = False) -> None:
     if as_json:
         print_json(values)
         return
-    table = Table(show_header=False, title=str(index))
+    table = Table(show_header=False, title=str(index), box=None, title_justify="left")
     for name, value in values.items():
         table.add_row(name, str(value))
     Console().print(table)

@@ -89,7 +89,8 @@ def ingest(
     same = f", {listing.unchanged} file(s) unchanged" if listing is not None and listing.unchanged else ""
     console.print(
         f"{summary['documents']} documents, {summary['chunks']} chunks in {index} "
-        f"(generation {summary['generation']}{same}), {result.seconds:.1f} s"
+        f"(generation {summary['generation']}{same}), {result.seconds:.1f} s",
+        soft_wrap=True,
     )
     print_notices(console, summary["skipped"], result.folder)
 

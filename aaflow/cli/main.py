@@ -63,6 +63,10 @@ def main() -> None:
     except (AaflowError, KeyboardInterrupt) as error:
         print(f"aaflow: {error}" if str(error) else "aaflow: interrupted", file=sys.stderr)
         sys.exit(exit_code(error))
+    except SystemExit as ended:
+        if ended.code == exit_code(KeyboardInterrupt()):  # typer has taken the interrupt and says nothing
+            print("aaflow: interrupted", file=sys.stderr)
+        raise
 
 
 def _as_interrupt(number: int, frame: FrameType | None) -> None:

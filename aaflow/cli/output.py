@@ -55,6 +55,9 @@ def print_notices(console: Console, skipped: Sequence[dict[str, Any]], folder: P
     """The first skipped documents, and where the rest is."""
     for row in skipped[:SHOWN]:
         where = f" record {row['record']}" if row["record"] else ""
-        console.print(f"  skipped {escape(repr(row['path'])[1:-1])}{where}: {escape(row['reason'])}", highlight=False)
+        text = f"  skipped {escape(repr(row['path'])[1:-1])}{where}: {escape(row['reason'])}"
+        console.print(text, highlight=False, soft_wrap=True)
     if len(skipped) > SHOWN:
-        console.print(f"  … and {len(skipped) - SHOWN} more; --json lists them all ({folder})", highlight=False)
+        console.print(
+            f"  … and {len(skipped) - SHOWN} more; --json lists them all ({folder})", highlight=False, soft_wrap=True
+        )

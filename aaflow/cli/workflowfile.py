@@ -63,10 +63,12 @@ def read_workflow(path: Path) -> Workflow:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise WorkflowError(f"workflow file {path}: {error}") from error
-    tables = data.get("operator", [])
-    if not tables:
+    tables, metadata = data.get("operator", []), data.get("metadata", {})
+    if not tables or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise WorkflowError(f"workflow file {path} has no [[operator]] table")
-    workflow = Workflow(metadata=data.get("metadata", {}))
+    if not isinstance(metadata, dict):
+        raise WorkflowError(f"workflow file {path}: metadata is no table of field names and types")
+    workflow = Workflow(metadata=metadata)
     streams: dict[str, Stream] = {}
     latest: Stream | None = None
     for number, table in enumerate(tables, 1):
