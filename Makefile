@@ -44,18 +44,20 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	@python apps/ask_stdlib.py $(RUN_FOLDER)
 
-# Tests that need the machine for themselves run first, alone.
-PYTEST := python -m pytest --disable-warnings
+# Tests that need the machine for themselves run first, alone. COVERAGE=yes measures what the tests reach.
+PYTEST := python -m pytest -q --disable-warnings
 NONE_OK := || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
+COVERAGE ?=
+FIRST := $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
+THEN := $(if $(COVERAGE),--cov --cov-append --cov-report=term)
 
 test: $(STAMP)
-	@$(PYTEST) -m serial $(NONE_OK)
-	@$(PYTEST) -n 2 -m 'not serial'
-
-coverage: $(STAMP)
 	@rm -f .coverage .coverage.*
-	@$(PYTEST) -m serial --cov --cov-report= --cov-fail-under=0 $(NONE_OK)
-	@$(PYTEST) -n 2 -m 'not serial' --cov --cov-append --cov-report=term
+	@$(PYTEST) -m serial $(FIRST) $(NONE_OK)
+	@$(PYTEST) -n 2 -m 'not serial' $(THEN)
+
+coverage:
+	@$(MAKE) --no-print-directory test COVERAGE=yes
 
 lint: $(STAMP)
 	ruff check .
