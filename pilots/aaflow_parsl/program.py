@@ -17,6 +17,8 @@ from aaflow.scheduling.site import Site
 from aaflow.workflow import Workflow
 from aaflow_parsl.pilot import ParslPilot
 
+Outcome = dict[str, Any] | BaseException
+
 
 def submit(
     workflow: Workflow | Callable[..., Workflow],
@@ -43,8 +45,8 @@ def submit(
 
     Returns:
         An AppFuture that other apps can depend on. Its result is a dict of JSON values: ``run_folder``, ``index``,
-        ``generation``, ``skipped``, ``seconds``. It fails with what an input failed with, or with an error of
-        :mod:`aaflow.errors`.
+        ``generation``, ``skipped``, ``seconds``. It fails with Parsl's DependencyError where an input failed, and with
+        an error of :mod:`aaflow.errors` as it is.
     """
     kernel = data_flow_kernel or DataFlowKernelLoader.dfk()
 
@@ -53,21 +55,30 @@ def submit(
         placement = place(compile(made, site=site, ranks=ranks, fuse=fuse), site)
         return _summary(run(placement, ParslPilot(kernel, executors), run_folder=run_folder))
 
-    def aaflow_workflow(inputs: Sequence[Any] = ()) -> Future[dict[str, Any]]:
+    def aaflow_workflow(inputs: Sequence[Any] = ()) -> Future[Outcome]:
         return _in_thread(job, inputs)
 
-    return cast("AppFuture", parsl.join_app(aaflow_workflow, data_flow_kernel=kernel)(inputs=list(inputs)))
+    outcome = parsl.join_app(aaflow_workflow, data_flow_kernel=kernel)(inputs=list(inputs))
+    opened = parsl.python_app(aaflow_result, data_flow_kernel=kernel, executors=["_parsl_internal"])
+    return cast("AppFuture", opened(outcome))
 
 
-def _in_thread(job: Callable[..., dict[str, Any]], inputs: Sequence[Any]) -> Future[dict[str, Any]]:
+def aaflow_result(outcome: Outcome) -> dict[str, Any]:
+    """Raise what the driver raised: inside a join app it would become a JoinError without its text."""
+    if isinstance(outcome, BaseException):
+        raise outcome
+    return outcome
+
+
+def _in_thread(job: Callable[..., dict[str, Any]], inputs: Sequence[Any]) -> Future[Outcome]:
     """Run the driver in a thread of its own: Parsl's own threads are few, and it waits for tasks of the same kernel."""
-    future: Future[dict[str, Any]] = Future()
+    future: Future[Outcome] = Future()
 
     def drive() -> None:
         try:
             future.set_result(job(*inputs))
         except BaseException as error:
-            future.set_exception(error)
+            future.set_result(error)
 
     threading.Thread(target=drive, name="aaflow-driver", daemon=True).start()
     return future
