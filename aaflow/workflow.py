@@ -98,7 +98,7 @@ class Stream:
         self,
         index: str | Path,
         *,
-        partitions: int = 64,
+        partitions: int | None = None,
         metric: str = "cosine",
         prune: bool = False,
         name: str = "upsert",
@@ -107,7 +107,7 @@ class Stream:
 
         Args:
             index: folder of the index; made if there is none.
-            partitions: their number in a new index; an existing one keeps its own.
+            partitions: their number; by default that of the index, 64 in a new one.
             metric: ``cosine`` (inner product of normalised vectors), ``ip`` or ``l2``.
             prune: whether documents of the given roots that are gone leave the index.
             name: name of the operator.
@@ -115,7 +115,7 @@ class Stream:
         Raises:
             WorkflowError: ``partitions`` is no positive number.
         """
-        _require_positive(name, partitions=partitions)
+        _require_positive(name, partitions=1 if partitions is None else partitions)
         vector = self.schema.field("vector").type if "vector" in self.schema.names else None
         dimension = vector.list_size if isinstance(vector, pa.FixedSizeListType) else 1
         options = {

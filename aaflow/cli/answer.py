@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from aaflow.cli.ingest import JsonOption, PilotOption, RanksOption, RunFolderOption, SiteOption
+from aaflow.cli.options import JsonOption, PilotOption, RanksOption, RunFolderOption, SiteOption
 from aaflow.cli.output import print_json
 from aaflow.driver import compile, place, run
 from aaflow.retrieval import ask_index

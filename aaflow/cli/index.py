@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from aaflow.cli.answer import IndexArgument
-from aaflow.cli.ingest import JsonOption
+from aaflow.cli.options import JsonOption
 from aaflow.cli.output import print_json
 from aaflow.index import build_backend, open_index
 from aaflow.index import compact as compact_index

@@ -3,44 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 
+from aaflow.cli.options import (
+    ChunkSizeOption,
+    DimOption,
+    EmbedderOption,
+    EncodingOption,
+    FormatOption,
+    FuseOption,
+    HiddenOption,
+    IdColumnOption,
+    IndexOption,
+    JsonOption,
+    MaxRecordOption,
+    MetadataOption,
+    OverlapOption,
+    PartitionsOption,
+    Paths,
+    PilotOption,
+    PruneOption,
+    RanksOption,
+    RunFolderOption,
+    SiteOption,
+    SplitterOption,
+    TextColumnOption,
+)
 from aaflow.cli.output import notices_json, print_json, print_notices
 from aaflow.cli.progress import watch_progress
 from aaflow.compiler.explain import explain
 from aaflow.driver import RunResult, compile, place, run
 from aaflow.errors import InputError
 from aaflow.index import open_index
-from aaflow.pilot import find_pilot
 from aaflow.workflow import Workflow
-
-Paths = Annotated[
-    list[str], typer.Argument(help="Folders, files, globs or fsspec URLs; name=path names a root.", show_default=False)
-]
-IndexOption = Annotated[Path, typer.Option("--index", help="Folder of the index.", show_default=False)]
-SiteOption = Annotated[str | None, typer.Option("--site", help="Name or file of a site; by default 'local'.")]
-
-
-def _known_pilot(name: str | None) -> str | None:
-    """Refuse an unknown pilot before anything is listed."""
-    if name is not None:
-        find_pilot(name)
-    return name
-
-
-PilotOption = Annotated[
-    str | None, typer.Option("--pilot", callback=_known_pilot, help="local, parsl, …; by default the site's.")
-]
-RanksOption = Annotated[int | None, typer.Option("--ranks", help="MPI ranks of a stage; by default one per core.")]
-EmbedderOption = Annotated[
-    str, typer.Option("--embedder", help="hash, or name or folder of a sentence-transformers model.")
-]
-DimOption = Annotated[int | None, typer.Option("--dim", help="Dimension of the vectors (hash only; 384 by default).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
-RunFolderOption = Annotated[Path | None, typer.Option("--run-folder", help="Parent of the run folder.")]
 
 
 def ingest(
@@ -51,21 +49,19 @@ def ingest(
     ranks: RanksOption = None,
     embedder: EmbedderOption = "hash",
     dim: DimOption = None,
-    fuse: Annotated[bool, typer.Option("--fuse/--no-fuse", help="One task group for all, or one per operator.")] = True,
-    prune: Annotated[bool, typer.Option("--prune", help="Drop documents of these paths that are gone.")] = False,
-    partitions: Annotated[int, typer.Option(help="Partitions of a new index.")] = 64,
-    splitter: Annotated[str | None, typer.Option(help="characters, tokens, markdown, delimiter or whole.")] = None,
-    chunk_size: Annotated[int | None, typer.Option(help="Size of a chunk, in the splitter's unit.")] = None,
-    overlap: Annotated[int | None, typer.Option(help="Overlap of two chunks, in the splitter's unit.")] = None,
-    text_column: Annotated[
-        list[str] | None, typer.Option(help="Columns of records that are text; may be repeated.")
-    ] = None,
-    id_column: Annotated[str | None, typer.Option(help="Column of records that names a document.")] = None,
-    metadata: Annotated[list[str] | None, typer.Option(help="name:type of a metadata field; may be repeated.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="Read every file as this format.")] = None,
-    encoding: Annotated[str | None, typer.Option(help="Encoding of text and records; UTF-8 by default.")] = None,
-    hidden: Annotated[bool, typer.Option("--hidden", help="Read files whose names begin with a dot, too.")] = False,
-    max_record_bytes: Annotated[int | None, typer.Option(help="A larger document or record is skipped.")] = None,
+    fuse: FuseOption = True,
+    prune: PruneOption = False,
+    partitions: PartitionsOption = None,
+    splitter: SplitterOption = None,
+    chunk_size: ChunkSizeOption = None,
+    overlap: OverlapOption = None,
+    text_column: TextColumnOption = None,
+    id_column: IdColumnOption = None,
+    metadata: MetadataOption = None,
+    format_: FormatOption = None,
+    encoding: EncodingOption = None,
+    hidden: HiddenOption = False,
+    max_record_bytes: MaxRecordOption = None,
     run_folder: RunFolderOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -102,14 +98,17 @@ def ingestion(
     embedder: str = "hash",
     dimension: int | None = None,
     prune: bool = False,
-    partitions: int = 64,
+    partitions: int | None = None,
     metadata: dict[str, str] | None = None,
     transform: dict[str, Any] | None = None,
     load: dict[str, Any] | None = None,
 ) -> Workflow:
     """The workflow ``load → transform → embed → upsert``."""
     workflow = Workflow(metadata=metadata or {})
-    chunks = workflow.load(paths, **(load or {})).transform(**(transform or {}))
+    chunking = dict(transform or {})
+    if chunking.get("splitter") == "tokens" and embedder != "hash":
+        chunking.setdefault("model", embedder)
+    chunks = workflow.load(paths, **(load or {})).transform(**chunking)
     chunks.embed(embedder, dimension=dimension).upsert(index, prune=prune, partitions=partitions)
     return workflow
 
@@ -154,11 +153,29 @@ def plan(
     ranks: RanksOption = None,
     embedder: EmbedderOption = "hash",
     dim: DimOption = None,
-    fuse: Annotated[bool, typer.Option("--fuse/--no-fuse", help="One task group for all, or one per operator.")] = True,
+    fuse: FuseOption = True,
+    prune: PruneOption = False,
+    partitions: PartitionsOption = None,
+    splitter: SplitterOption = None,
+    chunk_size: ChunkSizeOption = None,
+    overlap: OverlapOption = None,
+    text_column: TextColumnOption = None,
+    id_column: IdColumnOption = None,
+    metadata: MetadataOption = None,
+    format_: FormatOption = None,
+    encoding: EncodingOption = None,
+    hidden: HiddenOption = False,
+    max_record_bytes: MaxRecordOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what an ingestion would do, and on which slots; start nothing."""
-    workflow = ingestion(paths, index, embedder=embedder, dimension=dim)
+    """Show what an ingestion with these options would do, and on which slots; start nothing."""
+    workflow = ingestion(
+        paths, index, embedder=embedder, dimension=dim, prune=prune, partitions=partitions,
+        metadata=parse_metadata(metadata or []),
+        transform=_given(splitter=splitter, size=chunk_size, overlap=overlap),
+        load=_given(text_columns=text_column or None, id_column=id_column, format=format_, encoding=encoding,
+                    hidden=hidden or None, max_record_bytes=max_record_bytes),
+    )  # fmt: skip
     placement = place(compile(workflow, site=site, ranks=ranks, fuse=fuse), site)
     if as_json:
         typer.echo(placement.plan.to_json())

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from aaflow.cli.ingest import JsonOption
+from aaflow.cli.options import JsonOption
 from aaflow.cli.output import print_json
 from aaflow.errors import InputError
 from aaflow.runtime.trace import busy_seconds, logical_digest, read_trace, to_chrome

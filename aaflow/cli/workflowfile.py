@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from aaflow.cli.ingest import JsonOption, PilotOption, RanksOption, RunFolderOption, SiteOption
+from aaflow.cli.options import JsonOption, PilotOption, RanksOption, RunFolderOption, SiteOption
 from aaflow.cli.output import notices_json, print_json
 from aaflow.cli.progress import watch_progress
 from aaflow.driver import compile, place, run
@@ -25,7 +25,7 @@ else:
 
 
 def run_file(
-    workflow: Annotated[Path, typer.Argument(help="TOML file with [[operator]] tables.", show_default=False)],
+    workflow: Annotated[Path, typer.Argument(help="TOML file with a table for each operator.", show_default=False)],
     site: SiteOption = None,
     pilot: PilotOption = None,
     ranks: RanksOption = None,

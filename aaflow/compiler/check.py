@@ -28,11 +28,11 @@ def check_workflow(operators: Mapping[str, Operator]) -> list[Operator]:
     if not operators:
         raise WorkflowError("the workflow has no operator: start with load() or queries()")
     for operator in operators.values():
+        check_function(operator)
         if not _NAME.fullmatch(operator.name):
             raise WorkflowError(
                 f"operator {operator.name!r}: a name is letters, digits, '_' and '-', since files are named by it"
             )
-        check_function(operator)
         _check_input(operator, operators)
     return _in_order(operators)
 

@@ -131,10 +131,12 @@ def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> In
     dimension, fingerprint = describe_embedder(embed.options["model"], embed.options["dimension"])
     path = Path(upsert.options["index"])
     chunking = transform_options(transform).to_json() if transform else {}
+    known = _spec_of(path)
+    partitions = upsert.options["partitions"] or (known.partitions if known else DEFAULT_PARTITIONS)
     try:
         spec = IndexSpec(
             dimension=dimension,
-            partitions=upsert.options["partitions"],
+            partitions=partitions,
             metric=upsert.options["metric"],
             embedder=fingerprint,
             transform=chunking,
@@ -142,13 +144,18 @@ def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> In
         )
     except ValueError as error:
         raise WorkflowError(f"operator {upsert.name!r}: {error}") from error
+    if known is not None:
+        known.require(spec, path)
+    return IndexTarget(path, known or spec, known is not None, bool(upsert.options["prune"]))
+
+
+def _spec_of(path: Path) -> IndexSpec | None:
+    """What an index is built with; None where there is none."""
     try:
         with open_index(path) as opened:
-            known = opened.spec
+            return opened.spec
     except IndexMissing:
-        return IndexTarget(path, spec, False, bool(upsert.options["prune"]))
-    known.require(spec, path)
-    return IndexTarget(path, known, True, bool(upsert.options["prune"]))
+        return None
 
 
 def transform_options(operator: Operator | PlannedOperator) -> TransformOptions:
@@ -186,11 +193,20 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
         unchanged = len(set(table.filter(pa.array(same))["uri"].to_pylist()))
         if target.prune:
             mine = known.filter(pc.is_in(known["root"], pa.array(listed.roots, pa.string()))).select(["root", "source"])
-            pruned = mine.filter(pa.array(~_is_in(mine, listed.table.select(["root", "source"]))))
+            gone = ~_is_in(mine, listed.table.select(["root", "source"])) & ~_out_of_sight(mine, listed.notices)
+            pruned = mine.filter(pa.array(gone))
         table = table.filter(pa.array(~same))
     table = cut_tranches(table, TRANCHE_BYTES)
     sources = table.select(_SOURCE_COLUMNS).group_by(_SOURCE_COLUMNS).aggregate([]).select(_SOURCE_COLUMNS)
     return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged, roots)
+
+
+def _out_of_sight(rows: pa.Table, notices: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which sources listing met, or whose folder it met, without seeing them: they are not gone; bool [rows]."""
+    hidden = pc.is_in(rows["source"], notices["source"].combine_chunks())
+    for row in notices.filter(pc.starts_with(notices["reason"], "folder:")).to_pylist():
+        hidden = pc.or_(hidden, pc.starts_with(rows["source"], row["source"] + "/"))
+    return np.asarray(hidden.to_numpy(), np.bool_)
 
 
 def _is_in(rows: pa.Table, known: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:

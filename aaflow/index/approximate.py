@@ -140,7 +140,7 @@ def _load(file: Path, kind: str, loaded: dict[str, Any]) -> Any:
         if not file.exists():
             raise VectorIndexError(
                 f"{file.parent.parent.parent} has no {kind} index over its current generation for partition "
-                f"{file.stem[:5]}: build it with `aaflow index build --backend {kind}`, or search with exact"
+                f"{file.stem[:5]}: build it with `aaflow index build INDEX {kind}`, or search with exact"
             )
         try:
             loaded[name] = faiss.read_index(name)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.slot import Slot
 
+#: What torch calls the accelerators of each kind; its builds for ROCm say "cuda" too.
+TORCH_DEVICES = {"cuda": "cuda", "rocm": "cuda", "level-zero": "xpu"}
 #: Seconds between two notes of how far a rank is.
 PROGRESS_SECONDS = 0.5
 
@@ -94,7 +96,8 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
     plan = placement.plan
     stage = plan.stage(stage_name)
     run = folder.read_json("run.json") or {}
-    device = "cuda" if stage.accelerated else "cpu"
+    seen = placement.slots[stage_name][comm.rank].accelerators
+    device = TORCH_DEVICES[seen.kind] if seen is not None else "cpu"
     began = time.time()
     functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device))
     traced = [(OperatorTrace(name), function) for name, function in functions]

@@ -61,6 +61,10 @@ class Notices:
         return pa.RecordBatch.from_arrays(columns, schema=NOTICES)
 
 
+#: A reason that begins so is of the moment: what the index holds of the file stays, and the next run tries it again.
+UNREADABLE = "unreadable:"
+
+
 class Unreadable(Exception):
     """Ends the reading of a file; its text is the reason of the notice."""
 
@@ -77,13 +81,13 @@ def reason_of(error: Exception, compression: str = "") -> str:
     if isinstance(error, UnicodeDecodeError):
         return invalid_text(error)
     if isinstance(error, PermissionError):
-        return "permission denied; make it readable for the user who runs this"
+        return f"{UNREADABLE} permission denied; make it readable for the user who runs this"
     if isinstance(error, FileNotFoundError):
-        return "vanished after it was listed"
+        return f"{UNREADABLE} it vanished after it was listed"
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "link loop: the link leads back to itself"
     if isinstance(error, OSError) and error.errno:
-        return f"can't be read: {os.strerror(error.errno)}"
+        return f"{UNREADABLE} {os.strerror(error.errno)}"
     if compression or isinstance(error, (zlib.error, EOFError)):
         return f"damaged {compression} data ({_first_line(error)}); compress it again or unpack what is left of it"
     return f"can't be read: {_first_line(error)}"
