@@ -102,7 +102,7 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
     functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device))
     traced = [(OperatorTrace(name), function) for name, function in functions]
     traces = [trace for trace, _ in traced]
-    ready = time.time()
+    ready, cpu = time.time(), time.process_time()
     with _Progress(folder, f"{stage_name}.{comm.rank}", traces):
         _drain(
             folder,
@@ -116,6 +116,7 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
         "began": began,
         "ready": ready,
         "ended": time.time(),
+        "cpu": time.process_time() - cpu,  # since it was ready, all threads
         "setup": {trace.operator: trace.setup for trace in traces},
         "rows": {trace.operator: trace.rows for trace in traces},
         "peak_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,

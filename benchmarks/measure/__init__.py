@@ -1,0 +1,1 @@
+"""What the benchmarks share: corpora, programs of ranks, figures with their spread."""
