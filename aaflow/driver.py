@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow.ipc
 
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.plan import Plan
-from aaflow.errors import PilotError, RunError
+from aaflow.errors import AaflowError, PilotError, RunError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
 from aaflow.runtime.lease import RunLease
@@ -34,6 +34,8 @@ from aaflow.workflow import Workflow
 LOOK_SECONDS = 0.5
 #: Seconds that an engine may take to deliver the result of a group that has ended.
 DELIVERY_SECONDS = 15.0
+#: Seconds within which a keeper tells the end of a group whose task the engine lost.
+KEEPER_SECONDS = 3.0
 
 Progress = Callable[[RunFolder], None]
 
@@ -195,16 +197,45 @@ def _wait(
         wait(open_futures, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
         if progress is not None:
             progress(folder)
-        for name in sorted(waiting):
+        for name in [name for name in tasks if name in waiting]:
             if tasks[name].done():
-                tasks[name].result()
+                _take(name, tasks[name], told[name], pilot, folder)
                 waiting.discard(name)
             elif told[name].done():
                 told[name].result()
                 if time.monotonic() - delivery.setdefault(name, time.monotonic()) > DELIVERY_SECONDS:
-                    raise PilotError(f"stage {name!r} ended, but pilot {pilot.name!r} never delivered its result")
+                    raise PilotError(
+                        f"stage {name!r} ended, but pilot {pilot.name!r} never delivered its result; "
+                        f"run folder: {folder.path}"
+                    )
         if waiting:
-            pilot.check()
+            _check(pilot, [name for name in tasks if name in waiting], folder)
+
+
+def _take(stage: str, task: Future[str], told: Future[Any], pilot: Pilot, folder: RunFolder) -> None:
+    """Raise what a stage's task failed with; where only the engine has a word for it, the keeper's says more."""
+    error = task.exception()
+    if error is None:
+        return
+    if isinstance(error, AaflowError):
+        raise error
+    _check(pilot, [stage], folder)
+    wait([told], timeout=KEEPER_SECONDS)
+    if told.done():
+        told.result()
+    why = " ".join(str(error).split())
+    raise PilotError(
+        f"stage {stage!r} failed in pilot {pilot.name!r}: {type(error).__name__}: {why}; run folder: {folder.path}"
+    ) from error
+
+
+def _check(pilot: Pilot, waiting: Sequence[str], folder: RunFolder) -> None:
+    """Raise where the engine died, naming the stages that it took along."""
+    try:
+        pilot.check()
+    except PilotError as error:
+        stages = ", ".join(repr(name) for name in waiting)
+        raise PilotError(f"{error} before stage {stages} was done; run folder: {folder.path}") from error
 
 
 def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:

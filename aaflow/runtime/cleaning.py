@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import shutil
 from collections.abc import Callable
 
 from aaflow.runtime import processes, records, sharedfiles
@@ -58,7 +59,7 @@ def clean_group(
 
 
 def clean_engine(run_folder: str) -> None:
-    """SIGKILL what is left of the engine that this run's pilot started here, and remove its shared memory.
+    """SIGKILL what is left of the engine that this run's pilot started here, remove its shared memory and its TMPDIR.
 
     An engine outlives a driver that was killed; its own tracker of semaphores dies with it.
     """
@@ -69,4 +70,5 @@ def clean_engine(run_folder: str) -> None:
     for process in processes.find_marked(processes.ENGINE, str(engine["run"])):
         files |= sharedfiles.mapped_by(process.pid)
     processes.end_marked(processes.ENGINE, str(engine["run"]))
-    sharedfiles.remove_unused(files)
+    sharedfiles.remove_unused(files | sharedfiles.known_made_since(engine["since"]))
+    shutil.rmtree(engine["temporary"], ignore_errors=True)

@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import Future
@@ -31,7 +32,7 @@ from zmq.auth.thread import ThreadAuthenticator
 
 from aaflow.errors import RunError, StageError
 from aaflow.runtime import processes, records
-from aaflow.runtime.cleaning import clean_group
+from aaflow.runtime.cleaning import clean_engine, clean_group
 from aaflow.runtime.ending import GroupResult, stage_error
 from aaflow.runtime.group import start_keeper
 from aaflow.runtime.keeper import BEAT_SECONDS, LEASE_SECONDS
@@ -149,10 +150,15 @@ class RunLease:
         Returns:
             The variables that mark the engine's processes: they must be in the environment that these are started
             with. What carries them is ended with SIGKILL when the driver dies (at once) and when the lease ends.
+            ``TMPDIR`` is among them, a folder of this node that is removed then: engines leave temporary files.
         """
-        records.write(records.engine_path(self.run_folder), {"run": self.run})
+        base = tempfile.gettempdir()
+        # Engines make sockets in there, whose whole path may have 107 characters.
+        temporary = tempfile.mkdtemp(prefix="aaflow-", dir=base if len(base) < 50 else "/tmp")
+        engine = {"run": self.run, "temporary": temporary, "since": time.time_ns()}
+        records.write(records.engine_path(self.run_folder), engine)
         self._engine = start_keeper(self.run_folder, "-", "engine", run=self.run)
-        return {processes.ENGINE: self.run, processes.RUN: self.run, "SPT_NOENV": "1"}
+        return {processes.ENGINE: self.run, processes.RUN: self.run, "SPT_NOENV": "1", "TMPDIR": temporary}
 
     def end_group(self, stage: str, reason: str) -> None:
         """Tell the keepers of a stage to end their group now."""
@@ -172,7 +178,8 @@ class RunLease:
         if self._engine is not None:
             assert self._engine.stdin is not None
             self._engine.stdin.close()
-            self._engine.wait()
+            if self._engine.wait():  # it was killed
+                clean_engine(self.run_folder)
         os.close(self._waker)
         self._thread.join()
         os.close(self._wake)

@@ -76,7 +76,9 @@ _ALSO = {"scheduler_options": "scheduler_options"}
 
 
 def _provider(site: Site, environment: Mapping[str, str]) -> ExecutionProvider:
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in environment.items())
+    # A folder for temporary files is one of this node, and a batch job has its own.
+    told = {name: value for name, value in environment.items() if site.scheduler == "local" or name != "TMPDIR"}
+    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
     common: dict[str, Any] = {
         "worker_init": exports + str(site.provider.get("worker_init", "")),
         "launcher": SimpleLauncher(),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import textwrap
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
 
+import zmq
 from parsl.app.python import PythonApp
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
@@ -18,6 +21,9 @@ from aaflow.runtime.lease import RunLease
 from aaflow.scheduling.placement import Placement
 from aaflow_parsl.config import LABEL, engine_config
 from aaflow_parsl.tasks import run_stage
+
+#: Seconds that a question to an interchange may take; Parsl itself waits for ever for one that died.
+PATIENCE_SECONDS = 5.0
 
 
 class ParslPilot:
@@ -48,6 +54,7 @@ class ParslPilot:
             folder.mkdir(mode=0o700)
             config = engine_config(placement.site, groups=groups, folder=folder, environment=lease.keep_engine())
             self._kernel = DataFlowKernel(config)
+            limit_waiting(own_executor(self._kernel))
             self._labels = [LABEL]
             return
         self._labels = self._labels or [label for label in self._given.executors if label != "_parsl_internal"]
@@ -68,17 +75,48 @@ class ParslPilot:
         assert self._kernel is not None
         for label in self._labels or ():
             executor = self._kernel.executors[label]
-            interchange = getattr(executor, "interchange_proc", None)
-            if interchange is not None and interchange.poll() is not None:
-                raise PilotError(f"Parsl's interchange of executor {label!r} died (exit code {interchange.returncode})")
+            if interchange_died(executor):
+                raise PilotError(f"Parsl's interchange of executor {label!r} died")
             if isinstance(executor, BlockProviderExecutor) and executor.bad_state_is_set:
-                raise PilotError(f"Parsl's executor {label!r} failed: {executor.executor_exception}")
+                why = textwrap.shorten(str(executor.executor_exception), 400)
+                raise PilotError(f"Parsl's executor {label!r} failed: {why}")
 
     def close(self) -> None:
         """See :class:`aaflow.pilot.Pilot`; a kernel that was given is left alone."""
         if self._given is None and self._kernel is not None:
-            self._kernel.cleanup()
+            end_engine(self._kernel)
             self._kernel = None
+
+
+def own_executor(kernel: DataFlowKernel) -> HighThroughputExecutor:
+    """The one executor of an engine of our own."""
+    return cast(HighThroughputExecutor, kernel.executors[LABEL])
+
+
+def interchange_died(executor: Any) -> bool:
+    """Whether an executor had an interchange process and has it no longer."""
+    interchange = getattr(executor, "interchange_proc", None)
+    return interchange is not None and interchange.poll() is not None
+
+
+def limit_waiting(executor: HighThroughputExecutor) -> None:
+    """Bound the time for which Parsl's threads wait for the interchange: they would hold a driver that wants to end."""
+    for pipe in (executor.command_client, executor.outgoing_q):
+        for option in (zmq.SNDTIMEO, zmq.RCVTIMEO):
+            pipe.zmq_socket.setsockopt(option, round(PATIENCE_SECONDS * 1000))
+
+
+def end_engine(kernel: DataFlowKernel) -> None:
+    """End an engine of our own, also one whose interchange is dead: then its block is cancelled without asking it."""
+    executor = own_executor(kernel)
+    if interchange_died(executor) and not executor.bad_state_is_set:
+        executor.set_bad_state_and_fail_all(PilotError(f"Parsl's interchange of executor {LABEL!r} died"))
+    with contextlib.suppress(zmq.ZMQError):  # it died just now
+        kernel.cleanup()
+        if not executor.bad_state_is_set:
+            return
+    assert executor.provider is not None
+    executor.provider.cancel(list(executor.job_ids_to_block))
 
 
 def concurrent_groups(placement: Placement) -> int:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import ctypes
+import multiprocessing
+import signal
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aaflow.pilot import start_stage
@@ -10,4 +14,20 @@ from aaflow.pilot import start_stage
 
 def run_stage(run_folder: str, stage: str, inputs: Sequence[Any] = ()) -> str:
     """Run the task group of a stage; ``inputs`` are the results of the groups before it, which Parsl waited for."""
-    return start_stage(run_folder, stage)
+    with _ended_with_pool():
+        return start_stage(run_folder, stage)
+
+
+@contextlib.contextmanager
+def _ended_with_pool() -> Iterator[None]:
+    """Let the kernel end this worker when its pool dies; else it would wait for a group whose result nobody takes."""
+    set_parent_death_signal = 1
+    libc = ctypes.CDLL(None)
+    if multiprocessing.parent_process() is None:  # a thread of the user's own program
+        yield
+        return
+    libc.prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(set_parent_death_signal, 0, 0, 0, 0)
