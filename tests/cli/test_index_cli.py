@@ -54,3 +54,11 @@ def test_a_folder_without_an_index_is_told_by_its_path(command: str, cli: Cli, t
     ended = cli("index", command, tmp_path)
     assert ended.code == 3
     assert str(tmp_path) in ended.err
+
+
+def test_building_a_backend_says_how_many_partitions_needed_one(cli: Cli, made: dict[str, Any], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(made["index"], copy)
+    assert cli("index", "build", copy, "ivf", "--json").json()["built"] == 0
+    assert "0 partition(s)" in cli("index", "build", copy, "ivf").out
+    assert cli("index", "build", copy, "tree").code == 3

@@ -1,0 +1,63 @@
+"""Progress: a bar on a terminal, silence elsewhere."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import aaflow
+from aaflow.cli.progress import watch_progress
+from aaflow.runtime.runfolder import RunFolder
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> aaflow.Plan:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.txt").write_text("some text")
+    workflow = aaflow.Workflow()
+    workflow.load(tmp_path / "docs").transform().embed("hash", dimension=8).upsert(tmp_path / "index")
+    return aaflow.compile(workflow, site="local", ranks=2)
+
+
+def drawn(plan: aaflow.Plan, folder: Path, notes: list[dict[str, Any] | None]) -> str:
+    run = RunFolder.create(folder, plan.digest)
+    for rank, note in enumerate(notes):
+        if note is not None:
+            run.write_json(f"progress/{plan.stages[0].name}.{rank}.json", note)
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=160)
+    with watch_progress(console, plan, quiet=False) as look:
+        assert look is not None
+        look(run)
+    return out.getvalue()
+
+
+def note(transformed: int, embedded: int, ended: list[str]) -> dict[str, Any]:
+    return {"rows": {"transform": transformed, "embed": embedded}, "ended": ended, "done": False}
+
+
+def test_nobody_watches_a_pipe_or_json(plan: aaflow.Plan) -> None:
+    with watch_progress(Console(file=io.StringIO()), plan, quiet=False) as look:
+        assert look is None
+    with watch_progress(Console(file=io.StringIO(), force_terminal=True), plan, quiet=True) as look:
+        assert look is None
+
+
+def test_the_total_is_shown_once_every_rank_knows_it(
+    plan: aaflow.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aaflow.cli.progress.PATIENCE", -1.0)
+    assert "waiting for its task group" in drawn(plan, tmp_path, [None, None])
+    assert "40/?" in drawn(plan, tmp_path, [note(90, 40, ["load", "transform"]), None])
+    both = drawn(plan, tmp_path, [note(90, 40, ["load", "transform"]), note(10, 5, ["load", "transform"])])
+    assert " 45/100" in both
+    assert "rows/s" in both
+    assert "running" in both
+
+
+def test_what_is_quick_shows_no_bar(plan: aaflow.Plan, tmp_path: Path) -> None:
+    assert "rows/s" not in drawn(plan, tmp_path, [note(90, 40, []), note(10, 5, [])])

@@ -1,0 +1,59 @@
+"""From a site to Parsl's configuration."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from parsl.executors import HighThroughputExecutor
+from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
+
+from aaflow.errors import SiteError
+from aaflow.scheduling.site import Node, Site
+from aaflow_parsl.config import LABEL, engine_config
+
+SITE = Site(
+    name="test", description="", nodes=4, node=Node(tuple(range(2, 32)), 8 << 30, None), oversubscribe=False,
+    scheduler="local", launcher="srun", launcher_options=(), communicator="mpi", pilot="parsl",
+    provider={"account": "m123", "walltime": "00:20:00", "worker_init": "module load mpi", "queue": None},
+)  # fmt: skip
+
+
+def executor(site: Site, folder: Path, groups: int = 2) -> HighThroughputExecutor:
+    config = engine_config(site, groups=groups, folder=folder, environment={"AAFLOW_RUN": "a b"})
+    [made] = config.executors
+    assert config.run_dir == str(folder)
+    assert config.usage_tracking == 0
+    return made
+
+
+def test_an_engine_is_one_block_with_a_worker_for_each_group(tmp_path: Path) -> None:
+    made = executor(replace(SITE, provider={}), tmp_path, groups=3)
+    assert made.label == LABEL
+    assert made.encrypted
+    assert made.max_workers_per_node == 3
+    assert isinstance(made.provider, LocalProvider)
+    assert (made.provider.init_blocks, made.provider.max_blocks) == (1, 1)
+    assert "export AAFLOW_RUN='a b'" in made.provider.worker_init
+    assert made.interchange_launch_cmd[:2] == ["env", "AAFLOW_RUN=a b"]
+
+
+def test_slurm_gets_the_options_of_the_site_and_all_nodes_in_one_block(tmp_path: Path) -> None:
+    provider = executor(replace(SITE, scheduler="slurm"), tmp_path).provider
+    assert isinstance(provider, SlurmProvider)
+    assert (provider.nodes_per_block, provider.max_blocks, provider.account) == (4, 1, "m123")
+    assert provider.walltime == "00:20:00"
+    assert provider.exclusive
+    assert provider.worker_init.rstrip().endswith("module load mpi")
+
+
+def test_pbs_gets_the_options_of_the_site_and_all_cores_of_a_node(tmp_path: Path) -> None:
+    provider = executor(replace(SITE, scheduler="pbs"), tmp_path).provider
+    assert isinstance(provider, PBSProProvider)
+    assert (provider.nodes_per_block, provider.account, provider.cpus_per_node) == (4, "m123", 32)
+
+
+def test_a_scheduler_without_a_provider_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="site 'test': pilot 'parsl' has no provider for scheduler 'cobalt'"):
+        executor(replace(SITE, scheduler="cobalt"), tmp_path)
