@@ -117,7 +117,8 @@ def stage_error(run_folder: str, result: GroupResult) -> StageError:
     if error := _first_error(run_folder, stage):
         rank = int(error["rank"])
         where = f" (at {error['where']})" if error.get("where") else ""
-        what = f"stage {stage!r} failed on rank {rank}: {error.get('type', 'error')}: {error.get('error', '')}{where}"
+        who = " ".join([f"stage {stage!r} failed on rank {rank}", *error.get("notes", [])])
+        what = f"{who}: {error.get('type', 'error')}: {error.get('error', '')}{where}"
     elif result.reason is not None:
         what = f"stage {stage!r} was ended: {result.reason}"
     elif blamed := _from_launcher(run_folder, stage, tail):

@@ -77,7 +77,7 @@ def run_chain(
         bound: items that a queue holds.
 
     Raises:
-        Exception: what an operator raised; the others have ended then.
+        Exception: what an operator raised, with a note that names it; the others have ended then.
     """
     cancelled = threading.Event()
     failures: list[BaseException] = []
@@ -101,6 +101,8 @@ def run_chain(
                 out.put(item)
             out.close()
         except BaseException as error:
+            # What add_note() does from Python 3.11 on: tracebacks show it, and whoever reports the error reads it.
+            error.__dict__.setdefault("__notes__", []).append(f"in operator {trace.operator!r}")
             fail(error)
 
     threads = [

@@ -200,6 +200,7 @@ def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> Non
         "rank": rank,
         "type": type(error).__name__,
         "error": str(error),
+        "notes": getattr(error, "__notes__", []),
         "where": f"{place[0].filename}:{place[0].lineno}" if place else "",
         "time": time.time(),
     }

@@ -17,8 +17,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingestion]:
     folder = tmp_path_factory.mktemp("before")
     ingestion = Ingestion(folder, folder / "docs")
     write_documents(ingestion.docs, range(OLD), edition=1)
-    ended = ingestion.run("local")
-    assert ended.code == 0, ended.err
+    ingestion.complete()
     write_documents(ingestion.docs, range(OLD // 2, ALL), edition=2)
     yield ingestion
     ingestion.end()
@@ -28,8 +27,7 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ingestion]:
 def undisturbed(before: Ingestion, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Digest of the index that an undisturbed run makes of the corpus."""
     ingestion = copy_of(before, tmp_path_factory.mktemp("undisturbed"))
-    ended = ingestion.run("local")
-    assert ended.code == 0, ended.err
+    ingestion.complete()
     generation, digest = ingestion.content()
     assert generation == 2
     ingestion.end()

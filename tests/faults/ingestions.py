@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aaflow
+from aaflow.cli.workflowfile import read_workflow
+from aaflow.driver import compile, place, run
 from aaflow.index import open_index
 from aaflow.runtime import processes, records, sharedfiles
 from aaflow.runtime.processes import Process
@@ -114,10 +116,16 @@ class Ingestion:
         )
 
     def run(self, pilot: str) -> Ended:
-        """Run to the end, undisturbed."""
+        """Run the command to its end."""
         process = self.start(self.command(pilot))
         out, err = process.communicate(timeout=100)
         return Ended(process.returncode, out, err)
+
+    def complete(self) -> Path:
+        """Run undisturbed, from this process and on one rank; give the run folder."""
+        self.command("local")
+        placement = place(compile(read_workflow(self.folder / "workflow.toml"), site="local", ranks=1), "local")
+        return run(placement, "local", run_folder=self.folder / "runs").folder
 
     def alive(self) -> list[Process]:
         """Every living process of the ingestion, its command among them."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pyarrow.compute as pc
 import pytest
-from ingestions import ALL, OLD, Ended, Halted
+from ingestions import ALL, BUDGET, OLD, PARTITIONS, Ended, Halted, Ingestion, command_line, wait_for
 
 from aaflow.index import open_index
 from aaflow.runtime import processes, sharedfiles
+from aaflow.runtime.processes import Process
 from aaflow.runtime.trace import read_trace
 
 pytestmark = pytest.mark.serial
@@ -29,6 +34,9 @@ SAYS = {
     "pool": r"the process that started it \(pid \d+\) died",
     "interchange": r"Parsl's interchange .* died before stage 'load.*' was done",
 }
+#: A second run on the same index: refused before it reads a thing.
+INGEST = (sys.executable, "-m", "aaflow.cli.main", "ingest")
+INGEST_OPTIONS = ("--dim", "64", "--chunk-size", "120", "--partitions", str(PARTITIONS), "--pilot", "local", "--json")
 ON_LOCAL = ("rank 0", "rank 1", "proxy", "launcher", "keeper")
 ON_PARSL = ("rank 1", "proxy", "launcher", "keeper", "worker", "pool", "interchange")
 
@@ -44,23 +52,21 @@ def expect_nothing_left(halted: Halted) -> None:
         assert index.info().documents == OLD
 
 
-def expect_rerun_goes_on(halted: Halted, pilot: str, undisturbed: str) -> None:
+def expect_rerun_goes_on(halted: Halted, undisturbed: str, rerun: Callable[[], object]) -> None:
     """The next run ends with the digest of an undisturbed one, and does only what was not committed."""
     ingestion = halted.ingestion
     assert halted.committed
     assert halted.committed.items() <= ingestion.staged().items(), "what was committed must stay"
     segments = {ingestion.index / file for file in halted.committed.values() if file}
     kept = {path: path.stat().st_mtime_ns for path in segments}
-    ended = ingestion.run(pilot)
-    assert ended.code == 0, ended.err
+    rerun()
     assert ingestion.content() == (2, undisturbed)
     assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
     trace = read_trace(ingestion.run_folders()[-1] / "trace")
+    worked_on = set(zip(trace["tranche"].to_pylist(), trace["partition"].to_pylist(), strict=True))
+    assert not worked_on & {(int(unit[:6]), int(unit[7:])) for unit in halted.committed}
     loaded = pc.sum(trace.filter(pc.equal(trace["operator"], "load"))["rows"]).as_py()
-    again = set(zip(trace["tranche"].to_pylist(), trace["partition"].to_pylist(), strict=True))
-    done = {(int(unit[:6]), int(unit[7:])) for unit in halted.committed}
-    assert not done & again, "a committed unit was worked on again"
-    assert 0 < loaded < ALL - OLD // 2, "the rerun did not read less than the whole"
+    assert 0 < loaded < ALL - OLD // 2, "the rerun must read less than the whole"
     with open_index(ingestion.index) as index:
         assert index.verify() == []
 
@@ -82,33 +88,84 @@ def test_whoever_is_killed_the_command_says_so_and_the_rerun_goes_on(
 ) -> None:
     halted = halt(pilot)
     processes.kill(halted.parts[victim])
-    print(f"\nFAULT {pilot} {victim}: gone after {halted.wait_until_gone():.1f} s", end=" ")
-    ended = halted.ended()
-    print(ended)
+    halted.wait_until_gone()
     expect_nothing_left(halted)
-    expect_one_error(ended, halted, SAYS[victim])
-    expect_rerun_goes_on(halted, pilot, undisturbed)
+    expect_one_error(halted.ended(), halted, SAYS[victim])
+    expect_rerun_goes_on(halted, undisturbed, halted.ingestion.complete)
 
 
 @pytest.mark.parametrize("pilot", ["local", "parsl"])
-def test_a_killed_driver_takes_its_run_along_and_the_rerun_goes_on(halt: Halt, undisturbed: str, pilot: str) -> None:
+def test_a_second_run_is_refused_until_the_driver_of_the_first_is_killed(
+    halt: Halt, undisturbed: str, pilot: str
+) -> None:
     halted = halt(pilot)
+    ingestion = halted.ingestion
+    second = ingestion.start([*INGEST, str(ingestion.docs), "--index", str(ingestion.index), *INGEST_OPTIONS])
+    out, err = second.communicate(timeout=60)
+    assert (second.returncode, out) == (3, "")
+    assert re.fullmatch(rf"aaflow: .* is being written by {re.escape(str(halted.run_folder))} \(process .*\n", err), err
+
     processes.kill(halted.parts["driver"])
-    print(f"\nFAULT {pilot} driver: gone after {halted.wait_until_gone():.1f} s", end=" ")
-    ended = halted.ended()
-    assert ended.code == -signal.SIGKILL
+    halted.wait_until_gone()
+    assert halted.ended().code == -signal.SIGKILL
     expect_nothing_left(halted)
-    expect_rerun_goes_on(halted, pilot, undisturbed)
+
+    def again() -> None:
+        ended = ingestion.run(pilot)
+        assert ended.code == 0, ended.err
+        assert json.loads(ended.out)["generation"] == 2
+
+    expect_rerun_goes_on(halted, undisturbed, again)
+    assert list(ingestion.temporary.rglob("*")) == []
 
 
-@pytest.mark.parametrize("pilot", ["local", "parsl"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("pilot", "number"),
+    [("local", signal.SIGINT), ("parsl", signal.SIGINT), ("parsl", signal.SIGTERM)],
+    ids=["local-SIGINT", "parsl-SIGINT", "parsl-SIGTERM"],
+)
 def test_an_interrupted_command_ends_its_run(halt: Halt, pilot: str, number: signal.Signals) -> None:
     halted = halt(pilot)
-    halted.command.send_signal(number)
-    print(f"\nFAULT {pilot} {number.name}: gone after {halted.wait_until_gone():.1f} s", end=" ")
-    ended = halted.ended()
-    print(ended)
+    if number == signal.SIGINT:  # Ctrl-C in a terminal reaches all processes of the foreground group
+        os.killpg(halted.command.pid, number)
+    else:
+        halted.command.send_signal(number)
+    halted.wait_until_gone()
     expect_nothing_left(halted)
-    assert (ended.code, ended.out) == (130, "")
-    assert len(ended.err.strip().splitlines()) == 1
+    assert halted.ended() == Ended(130, "", "aaflow: interrupted\n")
+
+
+def test_an_interchange_that_dies_before_the_group_starts_ends_the_run(ingestion: Ingestion) -> None:
+    command = ingestion.start(ingestion.command("parsl"))
+
+    def find() -> list[Process]:
+        return [process for process in ingestion.alive() if "HTEX interchange" in command_line(process)]
+
+    wait_for(lambda: any("process_worker_pool" in command_line(process) for process in ingestion.alive()))
+    (interchange,) = find()
+    processes.kill(interchange)
+    out, err = command.communicate(timeout=BUDGET)
+    assert (command.returncode, out) == (1, "")
+    assert re.match(
+        r"aaflow: Parsl's interchange of executor 'aaflow' died before stage 'load\+.*' was done; run fol", err
+    )
+    assert not list((ingestion.run_folders()[-1] / "ranks").glob("*"))
+    assert ingestion.alive() == []
+    assert list(ingestion.temporary.rglob("*")) == []
+    assert ingestion.content()[0] == 1
+
+
+@pytest.mark.parametrize("pilot", ["local", "parsl"])
+def test_an_operator_that_fails_is_named_with_its_stage_rank_and_log(ingestion: Ingestion, pilot: str) -> None:
+    ingestion.apply = 'function = "fault_operators:refuse"\noptions = { source = "0123.txt" }'
+    ended = ingestion.run(pilot)
+    assert (ended.code, ended.out) == (1, "")
+    log = re.escape(str(ingestion.run_folders()[-1] / "logs"))
+    says = (
+        r"aaflow: stage 'load\+transform\+refuse\+embed\+upsert' failed on rank [01] in operator 'refuse': "
+        rf"ValueError: 0123.txt is not to my taste \(at .*/fault_operators.py:\d+\); log: {log}/load\+.*\.out\n"
+    )
+    assert re.fullmatch(says, ended.err), ended.err
+    assert "Traceback" in Path(ended.err.split("log: ")[1].strip()).read_text()
+    assert ingestion.alive() == []
+    assert ingestion.content()[0] == 1
