@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from aaflow.runtime import processes, records, sharedfiles
-from aaflow.runtime.cleaning import registered_files
+from aaflow.runtime.cleaning import clean_engine, registered_files
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def remove(leftover: Leftover) -> tuple[str, ...]:
         files |= sharedfiles.mapped_by(process.pid)
     left = processes.end_all(find)
     sharedfiles.remove_unused(files)
+    clean_engine(leftover.run_folder)
     still = [file.path for file in leftover.files if sharedfiles.is_there(file)]
     return (*(f"process {process.pid}" for process in left), *still)
 

@@ -50,7 +50,7 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
         heartbeat_threshold=10,
         worker_logdir_root=str(folder),
         # In a session of its own: Ctrl-C is for the driver, which ends its engine.
-        interchange_launch_cmd=["setsid", *marked, *_beside(scripts, DEFAULT_INTERCHANGE_LAUNCH_CMD)],
+        interchange_launch_cmd=[*marked, "setsid", *_beside(scripts, DEFAULT_INTERCHANGE_LAUNCH_CMD)],
         launch_cmd=" ".join(_beside(scripts, DEFAULT_LAUNCH_CMD.split())),
     )
     return Config(
