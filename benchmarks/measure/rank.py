@@ -119,9 +119,11 @@ def encode(job: dict[str, Any], placement: Placement, clock: Clock) -> dict[str,
     """``encode`` of this rank's share of the chunks, once per batch size."""
     import torch
     from sentence_transformers import SentenceTransformer
+    from transformers.utils import logging
 
     from aaflow.operators.embedders.base import model_folder
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call, unused-ignore]
     torch.set_num_threads(job["threads"])
     texts: list[str] = []
     items: Any = iter(())
