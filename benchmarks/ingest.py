@@ -9,7 +9,8 @@ rank, from the moment when the rank is ready and the last of its operators is se
 folder: ``ready`` plus the longest ``setup``: imports, MPI, kernels, the model) until the rank's end (``ended``), when
 all of its units are durable and its trace is written; the figure is the longest of all ranks. It holds the filling and
 the emptying of the pipeline. Start-up (from the call until then) and publishing stand beside it.
-loop: the same functions called on each other's items by a plain Python loop, no queues, threads or trace; in as many
+loop: the same functions called on each other's items by a plain Python loop, no queues or trace, no threads but those
+in which upsert commits, which the pipeline has too; in as many
 processes as there are ranks (which exchange rows as the pipeline does) and in one. From a barrier after set-up.
 bound: the larger of the slowest operator alone on all ranks (``wall``) and the CPU seconds of all operators alone
 divided by the cores. Operators alone have their items in memory and their kernels loaded. The exchange between ranks
@@ -106,6 +107,7 @@ def measure(work: Work, case: str, rounds: int, most: int, console: Console) -> 
         "ratios": against,
         "calm": max(each["others"] for each in counted) <= CALM,
         "encoder": encoder and vars(encoder),
+        "counted": counted,
         "rounds": done,
     }
 
@@ -170,8 +172,8 @@ def show(case: str, found: dict[str, Any], work: Work, console: Console) -> None
         table.add_row(f"{name} ({targets[name]})" if name in targets else name, str(each), style="bold")
     table.add_section()
     for name in found["rounds"][0]["operators"]:
-        wall, cpu = (figure([each["operators"][name][key] for each in found["rounds"]]) for key in ("wall", "cpu"))
-        busy = figure([each["busy"].get(name, 0.0) for each in found["rounds"]])
+        wall, cpu = (figure([each["operators"][name][key] for each in found["counted"]]) for key in ("wall", "cpu"))
+        busy = figure([each["busy"].get(name, 0.0) for each in found["counted"]])
         table.add_row(f"{name} alone: wall; CPU; busy in the pipeline, s", f"{wall}; {cpu}; {busy}", style="dim")
     console.print(table)
 
