@@ -3,8 +3,9 @@
 FOLDER has ``placement.json`` of a plan, its tables, and ``job.json`` with ``mode``:
 
 ``loop``: the functions of the plan's stage, one called on the other's items: a plain loop, no queues, no trace, no
-threads but those in which upsert commits. ``operators``: each function alone, over all its items, which lie in memory; before that each ran once on a small
-piece, so that no compiled kernel is loaded while time runs. ``encode``: ``SentenceTransformer.encode`` over the chunks.
+threads but those in which upsert commits. ``operators``: each function alone, over all its items, which lie in memory;
+before that each ran once on a small piece, so that its compiled kernels are loaded. ``encode``:
+``SentenceTransformer.encode`` over the chunks.
 
 Every timing begins at a barrier of all ranks, after set-up (imports, model), and ends in each rank when it is done.
 """
