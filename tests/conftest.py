@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 # A machine that other work shares makes any example slow now and then; pytest-timeout bounds a whole test.
 settings.register_profile("aaflow", deadline=None)
 settings.load_profile("aaflow")
+
+
+# A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C need it as in a terminal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
