@@ -13,7 +13,7 @@ settings.register_profile("aaflow", deadline=None)
 settings.load_profile("aaflow")
 
 
-# A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C need it as in a terminal.
+# A shell starts background jobs with SIGINT ignored, and children inherit that: tests of Ctrl-C need it as usual.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
