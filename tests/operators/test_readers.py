@@ -9,6 +9,8 @@ import lzma
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -251,12 +253,20 @@ def test_a_file_that_vanished_is_skipped(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
     found = [pair for split in splits(listing.table) for pair in read(split, LoadOptions())]
     assert [n["reason"] for _, batch in found if batch for n in batch.to_pylist()] == [
-        "vanished after it was listed"
+        "unreadable: it vanished after it was listed"
     ] * 2
 
 
-def test_what_another_user_may_not_read_is_skipped(tmp_path: Path) -> None:
-    warm, closed = tmp_path / "warm", tmp_path / "closed"
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that other users may enter; pytest's own they may not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+def test_what_another_user_may_not_read_is_skipped(open_folder: Path) -> None:
+    warm, closed = open_folder / "warm", open_folder / "closed"
     warm.mkdir()
     closed.mkdir()
     for name, data in (("a.pdf", make_pdf("x")), ("b.txt", b"x"), ("c.jsonl", b"{}"), ("d.parquet", b"x")):
@@ -265,8 +275,7 @@ def test_what_another_user_may_not_read_is_skipped(tmp_path: Path) -> None:
         (closed / name).chmod(0)
     (closed / "good.txt").write_text("open")
     (closed / "sub").mkdir(mode=0)
-    for folder in (closed, tmp_path, *tmp_path.parents[:2]):
-        folder.chmod(0o755)
+    closed.chmod(0o755)
     # Python itself may lie where the other user can't read: everything is imported and compiled before.
     program = """
 import os, sys
@@ -296,7 +305,7 @@ for line in say(sys.argv[2]):
     finally:
         (closed / "sub").chmod(0o700)
     assert done.returncode == 0, done.stderr
-    denied = "permission denied; make it readable for the user who runs this"
+    denied = "unreadable: permission denied; make it readable for the user who runs this"
     assert done.stdout.splitlines() == [
         f"sub folder: {denied}",
         *(f"{name} {denied}" for name in ("a.pdf", "b.txt", "c.jsonl", "d.parquet")),
@@ -324,7 +333,7 @@ def test_urls_are_read_through_fsspec(tmp_path: Path) -> None:
         store.rm(f"{name}/a.txt")
         first = next(iter(splits(listing.table)))
         assert [n.column("reason").to_pylist() for _, n in read(first, options) if n] == [
-            ["vanished after it was listed"]
+            ["unreadable: it vanished after it was listed"]
         ]
     finally:
         store.rm(name, recursive=True)
