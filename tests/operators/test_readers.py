@@ -305,10 +305,10 @@ for line in say(sys.argv[2]):
     finally:
         (closed / "sub").chmod(0o700)
     assert done.returncode == 0, done.stderr
-    denied = "unreadable: permission denied; make it readable for the user who runs this"
+    denied = "permission denied; make it readable for the user who runs this"
     assert done.stdout.splitlines() == [
         f"sub folder: {denied}",
-        *(f"{name} {denied}" for name in ("a.pdf", "b.txt", "c.jsonl", "d.parquet")),
+        *(f"{name} unreadable: {denied}" for name in ("a.pdf", "b.txt", "c.jsonl", "d.parquet")),
         "good.txt open",
     ]
 
