@@ -9,14 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aaflow.errors import InputError, PilotError
 from aaflow.runtime.group import run_group
-from aaflow.runtime.lease import RunLease
 from aaflow.scheduling.launch import TaskGroup, compose, find_launcher
-from aaflow.scheduling.placement import Placement
 from aaflow.scheduling.slot import Accelerators, Slot
+
+if TYPE_CHECKING:  # an engine's worker imports this module and has to start fast
+    from aaflow.runtime.lease import RunLease
+    from aaflow.scheduling.placement import Placement
 
 #: Entry-point group in which pilots of other distributions are found by name.
 ENTRY_POINTS = "aaflow.pilots"
