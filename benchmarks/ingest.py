@@ -48,7 +48,7 @@ from aaflow.scheduling.sitefile import load_site
 #: Others may use so much of the cores in a round that counts.
 CALM = 0.10
 BATCHES = (8, 32, 64)
-SIZES = {"texts": (96_000_000, 16_000_000), "records": (64_000_000, 12_000_000), "minilm": (2000, 160)}
+SIZES = {"texts": (256_000_000, 16_000_000), "records": (256_000_000, 12_000_000), "minilm": (1000, 160)}
 
 
 @dataclass(frozen=True)
