@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 #: Files whose name starts so belong to a write that has not ended, or never will.
@@ -31,6 +31,16 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(mode=0o700, exist_ok=True)
     sync_folder(folder.parent)
+
+
+def make_folders(parent: Path, names: Iterable[str]) -> None:
+    """Make several folders in ``parent`` like :func:`make_folder`, their names durable by one sync."""
+    make_folder(parent)
+    missing = [parent / name for name in names if not (parent / name).is_dir()]
+    for folder in missing:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    if missing:
+        sync_folder(parent)
 
 
 def _write_temporary(target: Path, data: bytes | memoryview) -> Path:

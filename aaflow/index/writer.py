@@ -17,7 +17,7 @@ from aaflow.errors import StaleEpoch, VectorIndexError
 from aaflow.index.change import Change, PartitionChange, change_partition, with_tombstones
 from aaflow.index.collect import collect, drop_staging, drop_temporaries
 from aaflow.index.compact import compact_partition
-from aaflow.index.files import make_folder, write_file
+from aaflow.index.files import make_folders, write_file
 from aaflow.index.lock import Claim, claim
 from aaflow.index.manifest import Manifest, Segment, publish_manifest, read_manifest
 from aaflow.index.segment import arrow_file
@@ -89,8 +89,7 @@ class Writer:
         folder = Path(path).absolute()
         if spec is not None:
             _refuse_other_folder(folder)
-            for name in _FOLDERS:
-                make_folder(folder / name)
+            make_folders(folder, _FOLDERS)
             if not any((folder / "manifest").glob("*.json")):
                 publish_manifest(folder, Manifest(0, spec, ((),) * spec.partitions, None, None, _now()))
         found = read_manifest(folder).spec
