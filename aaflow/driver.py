@@ -23,6 +23,7 @@ from aaflow.runtime.leftovers import find_leftovers
 from aaflow.runtime.leftovers import remove as remove_leftover
 from aaflow.runtime.runfolder import RunFolder
 from aaflow.runtime.trace import logical_digest, read_trace
+from aaflow.scheduling.environment import require_backends
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.placement import Placement
 from aaflow.scheduling.placement import place as place_plan
@@ -93,9 +94,11 @@ def compile(
 
     Raises:
         PlacementError: the plan does not fit the site.
+        DependencyError: the interpreter of a stage can't import what its ranks need.
     """
     there = _site(site)
     plan = compile_workflow(workflow, site=there, ranks=ranks, fuse=fuse)
+    require_backends(plan, there)
     return replace(plan, slots=place_plan(plan, there).slots)
 
 

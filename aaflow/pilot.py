@@ -112,10 +112,13 @@ def start_stage(run_folder: str, stage: str) -> str:
     """
     order = json.loads(Path(run_folder, "launch", f"{stage}.json").read_text(encoding="utf-8"))
     slots = tuple(_slot(slot) for slot in order["slots"])
-    argv = (sys.executable, "-m", "aaflow.runtime.stage", str(Path(run_folder, "placement.json")), stage)
+    python = order["python"] or sys.executable
+    argv = (python, "-m", "aaflow.runtime.stage", str(Path(run_folder, "placement.json")), stage)
     group = TaskGroup(stage, len(slots), slots, argv, order["environment"])
     nodes = allocated_nodes() if order["nodes"] > 1 else ["localhost"]
-    launch = compose(order["launcher"], group, nodes, order["options"], program=find_launcher(order["launcher"]))
+    launch = compose(
+        order["launcher"], group, nodes, order["options"], program=find_launcher(order["launcher"], python)
+    )
     return json.dumps(run_group(run_folder, stage, launch.argv, launch.environment).to_json())
 
 
@@ -143,15 +146,22 @@ def write_launch_orders(placement: Placement, folder: Path) -> None:
     """Write, for each stage, what :func:`start_stage` needs: small JSON, so that an engine's worker starts fast."""
     import dataclasses
 
+    from aaflow.scheduling.environment import link_aaflow
+
     orders = folder / "launch"
     orders.mkdir(mode=0o700, exist_ok=True)
+    own = import_folders()
+    if any(stage.environment for stage in placement.plan.stages):
+        linked = [str(link_aaflow(orders / "imports")), *(path for path in own if not _holds_packages(path))]
     for stage in placement.plan.stages:
+        environment = placement.site.environments[stage.environment] if stage.environment else None
         order = {
+            "python": environment.python if environment else None,
             "launcher": placement.site.launcher,
             "options": list(placement.site.launcher_options),
             "nodes": placement.site.nodes,
             "slots": [dataclasses.asdict(slot) for slot in placement.slots[stage.name]],
-            "environment": {"PYTHONPATH": os.pathsep.join(import_folders())},
+            "environment": {"PYTHONPATH": os.pathsep.join(linked if environment else own)},
         }
         (orders / f"{stage.name}.json").write_text(json.dumps(order), encoding="utf-8")
 
@@ -162,6 +172,11 @@ def import_folders() -> list[str]:
     own = [os.path.abspath(folder) for folder in sys.path if os.path.isdir(folder or ".")]
     prefixes = (sys.prefix, sys.base_prefix, sys.exec_prefix)
     return list(dict.fromkeys([*given, *(folder for folder in own if not folder.startswith(prefixes))]))
+
+
+def _holds_packages(folder: str) -> bool:
+    """Whether a folder holds installed packages, which fit one interpreter only."""
+    return not {"site-packages", "dist-packages"}.isdisjoint(Path(folder).parts)
 
 
 def find_pilot(name: str) -> Callable[[], Pilot]:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from aaflow.scheduling.site import Site
+from aaflow.scheduling.site import Environment, Site
 from aaflow.scheduling.sitecheck import check_site
 from aaflow.scheduling.sitefile import list_sites, load_site, site_path
 
@@ -88,9 +88,15 @@ def _rows(site: Site) -> dict[str, str]:
         "pilot": site.pilot,
         "run folder": site.run_folder,
         "interface": site.interface,
+        **{f"environment {name}": _environment(found) for name, found in site.environments.items()},
         **{key.replace("_", " "): value for key, value in site.provider.items()},
     }
     return {key: str(value).strip() for key, value in rows.items()}
+
+
+def _environment(environment: Environment) -> str:
+    stages = ", ".join(environment.domains) or "all others"
+    return f"{environment.python}, collectives {environment.communicator}, for stages of {stages}"
 
 
 def _ranges(cores: tuple[int, ...]) -> str:

@@ -95,6 +95,7 @@ def _chains(ordered: Sequence[Operator], site: Site, fuse: bool) -> list[list[Op
             and chain[-1].name == operator.upstream
             and consumers[operator.upstream or ""] == 1
             and accelerated(chain[-1], site) == accelerated(operator, site)
+            and site.environment_of(chain[-1].domain.value) == site.environment_of(operator.domain.value)
         )
         if chain is None or not fits:
             chain = []
@@ -137,7 +138,7 @@ def _stage(
     upstream = chain[0].upstream
     after = tuple(_name(other) for other in chains if any(op.name == upstream for op in other))
     shuffled = _shuffle_before(chain, inputs)
-    communicator = "serial" if ranks == 1 else site.communicator
+    communicator = "serial" if ranks == 1 else site.communicator_of(domain.value)
     if communicator == "serial" and ranks > 1:
         raise PlacementError(f"stage {_name(chain)!r} has {ranks} ranks, but the site's communicator is 'serial'")
     return Stage(
@@ -149,6 +150,7 @@ def _stage(
         after=after,
         owners=partition_owners(inputs.listing if inputs else None, partitions, ranks),
         communicator=communicator,
+        environment=site.environment_of(domain.value),
     )
 
 

@@ -45,7 +45,8 @@ def _headline(plan: Plan) -> Text:
 
 def _operator_table(stage: Stage) -> Table:
     after = f", after {', '.join(stage.after)}" if stage.after else ""
-    title = f"Stage {stage.name}: {stage.ranks} rank(s), collectives {stage.communicator}{after}"
+    where = f", environment {stage.environment}" if stage.environment else ""
+    title = f"Stage {stage.name}: {stage.ranks} rank(s), collectives {stage.communicator}{where}{after}"
     table = Table("operator", "pattern", "domain", "workers", "batch rows", title=title, title_justify="left")
     for operator in stage.operators:
         name = f"{operator.name} (after a shuffle)" if operator.shuffle else operator.name

@@ -73,6 +73,7 @@ class Stage:
         after: stages that must have ended before it starts.
         owners: rank that owns each partition.
         communicator: backend of its collectives: ``serial``, ``mpi`` or ``cylon``.
+        environment: name of the site's environment whose interpreter its ranks run; None for the driver's own.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Stage:
     after: tuple[str, ...]
     owners: tuple[int, ...]
     communicator: str
+    environment: str | None = None
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,8 @@ def compose(
     return Launch((program or kind.program, *words, *options, *group.argv), {**group.environment, **kind.environment})
 
 
-def find_launcher(launcher: str) -> str:
-    """The absolute path of a launcher's program on this machine.
+def find_launcher(launcher: str, python: str | None = None) -> str:
+    """The absolute path of a launcher's program on this machine, for ranks of an interpreter (default: this one).
 
     A Python environment's own folder comes first, because an MPI from PyPI puts its ``mpiexec`` there, and an
     ``mpi4py`` in that environment uses its library. ``srun`` and PALS belong to the system, so that folder is left
@@ -98,7 +98,7 @@ def find_launcher(launcher: str) -> str:
     if launcher not in _LAUNCHERS:
         raise SiteError(_unknown(launcher))
     kind = _LAUNCHERS[launcher]
-    own = str(Path(sys.executable).parent)
+    own = str(Path(python or sys.executable).parent)
     folders = [folder for folder in os.environ.get("PATH", os.defpath).split(os.pathsep) if folder]
     folders = [own, *folders] if kind.from_pypi else [folder for folder in folders if folder != own]
     found = shutil.which(kind.program, path=os.pathsep.join(folders))

@@ -11,7 +11,7 @@ from typing import Any
 
 from aaflow.compiler.plan import Plan, Stage, canonical_json, digest_of
 from aaflow.errors import PlacementError
-from aaflow.scheduling.site import AcceleratorKind, Node, Site
+from aaflow.scheduling.site import AcceleratorKind, Environment, Node, Site
 from aaflow.scheduling.slot import Accelerators, Slot, shares_cores
 
 
@@ -120,4 +120,8 @@ def _site(data: Mapping[str, Any]) -> Site:
     known = {field.name for field in dataclasses.fields(Site)}
     rest = {key: value for key, value in data.items() if key in known and key != "node"}
     rest["launcher_options"] = tuple(rest["launcher_options"])
+    rest["environments"] = {
+        name: Environment(given["python"], given["communicator"], tuple(given["domains"]))
+        for name, given in rest["environments"].items()
+    }
     return Site(node=Node(tuple(node["cores"]), node["memory"], accelerators), **rest)

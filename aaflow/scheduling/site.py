@@ -38,6 +38,22 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Environment:
+    """An interpreter of its own for the ranks of some stages.
+
+    Attributes:
+        python: its path, the same on every node.
+        communicator: backend of its stages' collectives: ``mpi``, ``serial`` or ``cylon``.
+        domains: domains whose stages run under it; empty for those that no other environment names, where the
+            communicator is the site's.
+    """
+
+    python: str
+    communicator: str
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Site:
     """A machine, as its site file describes it.
 
@@ -50,11 +66,13 @@ class Site:
         scheduler: ``local``, ``slurm`` or ``pbs``.
         launcher: ``mpiexec`` (MPICH's Hydra), ``openmpi``, ``srun`` or ``pals``.
         launcher_options: further words for the launcher's command line.
-        communicator: ``mpi``, ``serial`` or ``cylon``.
+        communicator: backend of collectives, where a stage's environment names no other: ``mpi``, ``serial`` or
+            ``cylon``.
         pilot: name of the pilot used when none is asked for.
         provider: options of the scheduler: account, queue, qos, constraint, walltime, worker_init, scheduler_options.
         run_folder: parent of the run folders; ``~`` and environment variables are already expanded.
         interface: network interface that channels between nodes bind to; ``lo`` on one machine.
+        environments: by name, the interpreters that stages may have instead of this program's.
     """
 
     name: str
@@ -70,3 +88,19 @@ class Site:
     provider: Mapping[str, Any] = field(default_factory=dict)
     run_folder: str = "~/.aaflow/runs"
     interface: str = "lo"
+    environments: Mapping[str, Environment] = field(default_factory=dict)
+
+    def environment_of(self, domain: str) -> str | None:
+        """Name of the environment in which stages of a domain run; None for this program's own."""
+        general = None
+        for name, environment in self.environments.items():
+            if domain in environment.domains:
+                return name
+            if not environment.domains:
+                general = name
+        return general
+
+    def communicator_of(self, domain: str) -> str:
+        """Backend of the collectives of a domain's stages."""
+        name = self.environment_of(domain)
+        return self.communicator if name is None else self.environments[name].communicator

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import re
 import shutil
@@ -14,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from aaflow.errors import SiteError
+from aaflow.operators.operator import Domain
+from aaflow.scheduling.environment import BACKENDS, backend_problem, environment_problem
 from aaflow.scheduling.launch import find_launcher
 from aaflow.scheduling.machine import usable_cores, usable_memory
 from aaflow.scheduling.site import Site
@@ -22,7 +23,6 @@ from aaflow.scheduling.site import Site
 ENOUGH_SPACE = 1 << 30
 
 _COMMANDS = {"slurm": ("sbatch", "squeue", "scancel"), "pbs": ("qsub", "qstat", "qdel")}
-_MODULES = {"mpi": ("mpi4py", "pip install mpi4py"), "cylon": ("pycylon", "conda install -c conda-forge pycylon")}
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,23 @@ class Problem:
 
 def check_site(site: Site) -> list[Problem]:
     """The problems of a site that show on this machine, in the order of the site file's keys."""
-    checks = (_placeholders, _scheduler, _node, _launcher, _communicator, _pilot, _run_folder, _interface)
+    checks = (
+        _placeholders,
+        _scheduler,
+        _node,
+        _launcher,
+        _communicator,
+        _environments,
+        _pilot,
+        _run_folder,
+        _interface,
+    )
     return [problem for check in checks for problem in check(site)]
 
 
 def _placeholders(site: Site) -> Iterator[Problem]:
     texts = {f"provider.{key}": value for key, value in site.provider.items() if key != "worker_init"}
+    texts.update({f"environments.{name}": environment.python for name, environment in site.environments.items()})
     for key, value in {**texts, "run_folder": site.run_folder}.items():
         for braced, plain in re.findall(r"\$\{(\w+)\}|\$(\w+)", str(value)):
             name = braced or plain
@@ -108,11 +119,21 @@ def _output(*argv: str) -> str:
 
 
 def _communicator(site: Site) -> Iterator[Problem]:
-    module, remedy = _MODULES.get(site.communicator, ("", ""))
-    if module and importlib.util.find_spec(module) is None:
-        yield Problem(
-            "communicator", f"{site.communicator!r} needs the package {module}, which is not installed", remedy
-        )
+    module, remedy = BACKENDS[site.communicator]
+    if module and any(site.environment_of(domain.value) is None for domain in Domain):
+        problem = backend_problem(site.communicator)
+        if problem is not None:
+            yield Problem("communicator", f"{site.communicator!r} needs {module}: {problem}", remedy)
+
+
+def _environments(site: Site) -> Iterator[Problem]:
+    for name, environment in site.environments.items():
+        if "$" in environment.python:
+            continue  # reported already
+        problem = environment_problem(environment.python, environment.communicator)
+        if problem is not None:
+            remedy = "install what is missing there (docs/sites/README.md lists what an environment holds)"
+            yield Problem(f"environments.{name}", problem, remedy)
 
 
 def _pilot(site: Site) -> Iterator[Problem]:

@@ -6,11 +6,11 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,8 +25,9 @@ from pydantic import (
 )
 
 from aaflow.errors import SiteError
+from aaflow.operators.operator import Domain
 from aaflow.scheduling.machine import usable_cores, usable_memory
-from aaflow.scheduling.site import AcceleratorKind, Node, Site
+from aaflow.scheduling.site import AcceleratorKind, Environment, Node, Site
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -88,7 +89,16 @@ def _walltime(value: str) -> str:
     return value
 
 
+def _interpreter(value: str) -> str:
+    path = os.path.expanduser(os.path.expandvars(value))
+    if not os.path.isabs(path) and "$" not in path:
+        raise ValueError("give the absolute path of a Python interpreter, which ranks on every node start")
+    return path
+
+
 _Text = Annotated[str, Field(min_length=1)]
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_Communicator = Literal["mpi", "serial", "cylon"]
 _Cores = Annotated[tuple[Annotated[int, Field(ge=0)], ...] | Literal["auto"], BeforeValidator(_core_ids)]
 
 
@@ -119,6 +129,12 @@ class _ProviderTable(_Table):
     select_options: str = ""
 
 
+class _EnvironmentTable(_Table):
+    python: Annotated[str, AfterValidator(_interpreter)]
+    communicator: _Communicator | None = None
+    domains: tuple[Domain, ...] = ()
+
+
 class _SiteTable(_Table):
     description: _Text
     scheduler: Literal["local", "slurm", "pbs"]
@@ -127,11 +143,12 @@ class _SiteTable(_Table):
     oversubscribe: bool = False
     launcher: Literal["mpiexec", "openmpi", "srun", "pals"]
     launcher_options: tuple[str, ...] = ()
-    communicator: Literal["mpi", "serial", "cylon"] = "mpi"
+    communicator: _Communicator = "mpi"
     pilot: _Text = "parsl"
     run_folder: _Text = "~/.aaflow/runs"
     interface: _Text = "lo"
     provider: _ProviderTable = _ProviderTable()
+    environments: Mapping[_Name, _EnvironmentTable] = {}
 
     @model_validator(mode="after")
     def _fits_its_scheduler(self) -> _SiteTable:
@@ -147,6 +164,28 @@ class _SiteTable(_Table):
         if (self.provider.qos or self.provider.constraint) and self.scheduler != "slurm":
             raise ValueError('provider.qos and provider.constraint: go with scheduler = "slurm" only')
         return self
+
+    @model_validator(mode="after")
+    def _gives_each_stage_one_environment(self) -> _SiteTable:
+        home: dict[Domain | None, str] = {}
+        for name, environment in self.environments.items():
+            key = f"environments.{name}"
+            if not environment.domains and _communicator(name, environment, self) != self.communicator:
+                domains = ", ".join(domain.value for domain in Domain)
+                raise ValueError(
+                    f"{key}: no stage would use it: give it domains ({domains}), or the site its communicator"
+                )
+            for domain in environment.domains or (None,):
+                if domain in home:
+                    whose = f"stages of the domain {domain.value!r}" if domain else "stages that no domain names"
+                    raise ValueError(f"{key}: {whose} have the environment {home[domain]!r} already")
+                home[domain] = name
+        return self
+
+
+def _communicator(name: str, table: _EnvironmentTable, site: _SiteTable) -> str:
+    """An environment that bears a backend's name has that backend; another one has the site's."""
+    return table.communicator or (name if name in get_args(_Communicator) else site.communicator)
 
 
 def load_site(name_or_path: str | None = None) -> Site:
@@ -185,6 +224,14 @@ def load_site(name_or_path: str | None = None) -> Site:
         provider=provider,
         run_folder=os.path.expanduser(os.path.expandvars(table.run_folder)),
         interface=table.interface,
+        environments={
+            name: Environment(
+                environment.python,
+                _communicator(name, environment, table),
+                tuple(domain.value for domain in environment.domains),
+            )
+            for name, environment in table.environments.items()
+        },
     )
 
 
@@ -284,6 +331,8 @@ def _table_of(keys: list[str]) -> type[BaseModel]:
         ("node", "accelerators"): _AcceleratorTable,
         ("provider",): _ProviderTable,
     }
+    if keys[:1] == ["environments"]:
+        return _EnvironmentTable
     return tables.get(tuple(keys), _SiteTable)
 
 

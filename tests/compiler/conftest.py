@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 
-from aaflow.scheduling.site import AcceleratorKind, Node, Site
+from aaflow.scheduling.site import AcceleratorKind, Environment, Node, Site
 from aaflow.workflow import Workflow
 
 
@@ -15,13 +15,19 @@ from aaflow.workflow import Workflow
 def site() -> Callable[..., Site]:
     """Makes a site."""
 
-    def make(cores: int = 4, nodes: int = 1, accelerators: int = 0, communicator: str = "mpi") -> Site:
+    def make(
+        cores: int = 4,
+        nodes: int = 1,
+        accelerators: int = 0,
+        communicator: str = "mpi",
+        environments: Mapping[str, Environment] | None = None,
+    ) -> Site:
         kind = AcceleratorKind("cuda", tuple(map(str, range(accelerators))), "CUDA_VISIBLE_DEVICES")
         return Site(
             name="test", description="", nodes=nodes,
             node=Node(tuple(range(cores)), 8 << 30, kind if accelerators else None),
             oversubscribe=False, scheduler="local", launcher="mpiexec", launcher_options=(),
-            communicator=communicator, pilot="local",
+            communicator=communicator, pilot="local", environments=environments or {},
         )  # fmt: skip
 
     return make

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -13,12 +14,12 @@ from aaflow import Pattern
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.partitioning import split_readers
 from aaflow.compiler.plan import Plan, schema_of
-from aaflow.errors import EmbedderMismatch, PlacementError, WorkflowError
+from aaflow.errors import DependencyError, EmbedderMismatch, PlacementError, WorkflowError
 from aaflow.index import IndexSpec, Writer
 from aaflow.operators.embedders import describe_embedder
 from aaflow.operators.listing import split_sizes
 from aaflow.scheduling.placement import place
-from aaflow.scheduling.site import Site
+from aaflow.scheduling.site import Environment, Site
 from aaflow.workflow import Workflow
 
 MakeSite = Callable[..., Site]
@@ -206,6 +207,33 @@ def test_ranks_of_a_serial_site_can_not_talk(docs: Path, site: MakeSite, ingesti
     with pytest.raises(PlacementError, match="communicator is 'serial'"):
         compile_workflow(ingestion(docs), site=site(communicator="serial"), ranks=2)
     assert compile_workflow(ingestion(docs), site=site(communicator="serial"), ranks=1).stages[0].ranks == 1
+
+
+def test_operators_of_two_environments_do_not_share_a_stage(docs: Path, site: MakeSite, ingestion: Ingestion) -> None:
+    own = {"cylon": Environment("/sw/cylon/bin/python", "cylon", ("batch-write",))}
+    plan = compile_workflow(ingestion(docs), site=site(environments=own), ranks=2)
+    assert [(stage.name, stage.environment, stage.communicator) for stage in plan.stages] == [
+        ("load+transform+embed", None, "mpi"),
+        ("upsert", "cylon", "cylon"),
+    ]
+    assert "collectives cylon, environment cylon" in plan.explain()
+    alone = compile_workflow(ingestion(docs), site=site(environments=own), ranks=1)
+    assert [(stage.environment, stage.communicator) for stage in alone.stages] == [
+        (None, "serial"),
+        ("cylon", "serial"),
+    ]
+
+
+def test_what_ranks_cannot_import_is_refused_when_compiling(
+    docs: Path, site: MakeSite, ingestion: Ingestion, tmp_path: Path
+) -> None:
+    gone = {"own": Environment(str(tmp_path / "python"), "mpi", ("batch-write",))}
+    with pytest.raises(DependencyError, match=r"stage 'upsert' .* \(environments\.own\): there is no interpreter"):
+        aaflow.compile(ingestion(docs), site=site(environments=gone), ranks=2)
+    if importlib.util.find_spec("pycylon") is None:
+        with pytest.raises(DependencyError, match=r"communicator\): .*No module named 'pycylon'"):
+            aaflow.compile(ingestion(docs), site=site(communicator="cylon"), ranks=2)
+        assert aaflow.compile(ingestion(docs), site=site(communicator="cylon"), ranks=1), "one rank talks to nobody"
 
 
 def test_planned_operators_know_their_schemas_and_batches(docs: Path, site: MakeSite, ingestion: Ingestion) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
+import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from aaflow.scheduling.site import Node, Site
+from aaflow.operators.operator import Domain
+from aaflow.scheduling.site import Environment, Node, Site
 from aaflow.scheduling.sitecheck import check_site
 from aaflow.scheduling.sitefile import load_site
 
@@ -90,7 +93,32 @@ def test_cores_and_memory_that_this_machine_lacks(local: Site) -> None:
 def test_packages_that_are_not_installed(local: Site) -> None:
     problems = found(local, pilot="nosuchpilot", communicator="cylon")
     assert "'nosuchpilot'; use one of" in problems["pilot"]
-    assert "pycylon" in problems["communicator"]
+    if importlib.util.find_spec("pycylon") is None:
+        assert "needs pycylon" in problems["communicator"]
+    else:
+        assert "communicator" not in problems
+
+
+def test_an_environment_must_have_what_a_rank_imports(local: Site, tmp_path: Path) -> None:
+    def environment(python: Path | str) -> dict[str, str]:
+        return found(local, environments={"own": Environment(str(python), "mpi", ("batch-worker",))})
+
+    assert environment(sys.executable) == {}
+    assert "no interpreter /no/such/python" in environment("/no/such/python")["environments.own"]
+    venv.create(tmp_path / "empty", symlinks=True)
+    assert "No module named 'pyarrow'" in environment(tmp_path / "empty" / "bin" / "python")["environments.own"]
+    program(tmp_path, "broken", "x")
+    (tmp_path / "broken").write_text("#!/bin/sh\necho it is too old >&2; exit 1\n")
+    assert "broken: it is too old; install what is missing" in environment(tmp_path / "broken")["environments.own"]
+    assert "export NO_SUCH=" in environment("$NO_SUCH/python")["environments.own"]
+
+
+def test_a_backend_is_looked_for_where_its_ranks_run(local: Site) -> None:
+    """pycylon in another environment is no reason to need it here, and the other way round."""
+    own = {"own": Environment(sys.executable, "cylon", tuple(domain.value for domain in Domain))}
+    problems = found(local, communicator="cylon", environments=own)
+    assert set(problems) <= {"environments.own"}
+    assert ("environments.own" in problems) == (importlib.util.find_spec("pycylon") is None)
 
 
 def test_a_run_folder_that_cannot_be(local: Site, tmp_path: Path) -> None:

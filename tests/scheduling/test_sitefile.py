@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aaflow.errors import SiteError
+from aaflow.operators.operator import Domain
 from aaflow.scheduling.machine import usable_cores, usable_memory
 from aaflow.scheduling.sitefile import list_sites, load_site, site_path, user_folder
 
@@ -199,6 +200,57 @@ def test_a_wrong_file_is_named_with_the_key_and_what_is_allowed(
     with pytest.raises(SiteError, match=message) as error:
         load_site(name)
     assert str(sites / "mine.toml") in str(error.value)
+
+
+ENVIRONMENTS = """
+[environments.cylon]
+python = "${HOME}/cylon/bin/python"
+domains = ["batch-write"]
+[environments.torch]
+python = "/sw/torch/bin/python"
+domains = ["batch-worker", "vector-shard"]
+"""
+
+
+def test_an_environment_serves_the_stages_of_its_domains(sites: Path) -> None:
+    site = load_site(write(sites, cluster() + ENVIRONMENTS))
+    assert site.environments["cylon"].python == os.path.expanduser("~/cylon/bin/python")
+    home = {domain.value: site.environment_of(domain.value) for domain in Domain}
+    assert home == {
+        **{"cpu-partition": None, "aggregation": None, "batch-write": "cylon"},
+        **{"batch-worker": "torch", "vector-shard": "torch"},
+    }
+    backends = {domain.value: site.communicator_of(domain.value) for domain in Domain}
+    assert {domain for domain, backend in backends.items() if backend == "cylon"} == {"batch-write"}, "as it is named"
+    assert set(backends.values()) == {"cylon", "mpi"}
+
+
+def test_an_environment_without_domains_serves_the_stages_of_the_sites_communicator(sites: Path) -> None:
+    general = 'communicator = "cylon"\n[environments.cylon]\npython = "/sw/cylon/bin/python"\n'
+    special = (
+        '[environments.torch]\npython = "/sw/torch/bin/python"\ndomains = ["batch-worker"]\ncommunicator = "mpi"\n'
+    )
+    site = load_site(write(sites, cluster().replace("[node]", f"{general}{special}[node]")))
+    homes = {domain.value: (site.environment_of(domain.value), site.communicator_of(domain.value)) for domain in Domain}
+    assert homes.pop("batch-worker") == ("torch", "mpi")
+    assert set(homes.values()) == {("cylon", "cylon")}
+
+
+WRONG_ENVIRONMENTS = [
+    ('python = "bin/python"\ndomains = ["aggregation"]', "environments.extra.python: give the absolute path"),
+    ('python = "/p"\ndomains = ["writing"]', "environments.extra.domains.0: Input should be 'cpu-partition', "),
+    ('python = "/p"\ndomains = ["batch-write"]', "extra: stages of the domain 'batch-write' have .* 'cylon' already"),
+    ('python = "/p"\ncommunicator = "cylon"', "environments.extra: no stage would use it: give it domains"),
+    ('python = "/p"\nversion = "3.10"', "environments.extra.version: unknown key; allowed are python, communicator"),
+    ('domains = ["aggregation"]', "environments.extra.python: is missing"),
+]
+
+
+@pytest.mark.parametrize(("lines", "message"), WRONG_ENVIRONMENTS)
+def test_a_wrong_environment_is_named(sites: Path, lines: str, message: str) -> None:
+    name = write(sites, f"{cluster()}{ENVIRONMENTS}[environments.extra]\n{lines}\n")
+    with pytest.raises(SiteError, match=message):
+        load_site(name)
 
 
 def test_a_wrong_file_is_listed_with_what_is_wrong(sites: Path) -> None:
