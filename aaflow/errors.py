@@ -62,6 +62,30 @@ def _stage_error(message: str, stage: str, rank: int | None, log: str | None) ->
     return StageError(message, stage=stage, rank=rank, log=log)
 
 
+class CollectiveError(RunError):
+    """A rank can't take part in a collective operation of its group; every rank raises this, with the same text.
+
+    Attributes:
+        rank: the (first) rank that is to blame.
+    """
+
+    def __init__(self, message: str, *, rank: int) -> None:
+        super().__init__(message)
+        self.rank = rank
+
+    @classmethod
+    def of(cls, operation: str, rank: int, cause: BaseException | str) -> CollectiveError:
+        """The error that says which rank can't take part in which operation, and why."""
+        return cls(f"{operation}: rank {rank} can't take part: {cause}", rank=rank)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _collective_error, (str(self), self.rank)
+
+
+def _collective_error(message: str, rank: int) -> CollectiveError:
+    return CollectiveError(message, rank=rank)
+
+
 class VectorIndexError(AaflowError):
     """Base of the errors of an index folder; the text names the folder."""
 

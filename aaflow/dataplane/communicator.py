@@ -1,41 +1,72 @@
-"""Communicator: what the ranks of a task group do together with Arrow tables. No pickle: Arrow IPC buffers only."""
+"""Communicator: what the ranks of a task group do together with Arrow tables. No pickle: Arrow buffers only."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.ipc
 
-from aaflow.errors import DependencyError
-
-if TYPE_CHECKING:
-    from mpi4py import MPI
+from aaflow.dataplane.destinations import destinations
+from aaflow.dataplane.topk import top_rows
+from aaflow.errors import CollectiveError
 
 
 class Communicator(Protocol):
-    """The ranks of one task group. Every operation is collective: all ranks call it, in the same order."""
+    """The ranks of one task group. Every operation is collective: all ranks call it, in the same order.
+
+    Tables have columns of any type, any number of chunks and any number of bytes; the schema is the same on every rank
+    (but for its metadata) and the result has it. Where a rank can't take part (schemas that differ, a column that is
+    not there), every rank raises :class:`aaflow.errors.CollectiveError`, which names that rank and the cause, and
+    nothing was sent.
+    """
 
     rank: int
     size: int
 
+    def shuffle(self, table: pa.Table, by: npt.NDArray[np.int32] | Sequence[str]) -> pa.Table:
+        """Send every row to a rank; give the rows that came here.
+
+        Args:
+            table: the rows of this rank.
+            by: the destination of every row, int32 [rows]; or names of key columns: rows whose keys are equal meet on
+                one rank (see :func:`aaflow.dataplane.destinations.hash_rows`).
+
+        Returns:
+            Rows by the rank they come from, each rank's in the order it had them.
+        """
+        ...
+
     def broadcast(self, table: pa.Table | None) -> pa.Table:
-        """Rank 0's table on every rank; the others pass None."""
+        """Rank 0's table on every rank; what the others pass is ignored."""
         ...
 
     def gather(self, table: pa.Table) -> list[pa.Table] | None:
         """Every rank's table, by rank, on rank 0; None elsewhere."""
         ...
 
-    def exchange(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
-        """Send ``tables[r]`` to rank ``r``; give what every rank sent here, by rank.
+    def all_gather(self, table: pa.Table) -> list[pa.Table]:
+        """Every rank's table, by rank, on every rank."""
+        ...
+
+    def reduce_topk(
+        self, table: pa.Table, k: int, order: Sequence[tuple[str, str]], group: str | None = None
+    ) -> pa.Table | None:
+        """The first ``k`` rows of all ranks' tables, on rank 0; None elsewhere.
 
         Args:
-            tables: one table a rank, all of one schema.
+            table: the rows of this rank.
+            k: how many rows.
+            order: pairs of column and ``"ascending"`` or ``"descending"``. Rows that tie come by rank and then in the
+                order of their table; nulls and NaN come last.
+            group: a column: ``k`` rows for each of its values, sorted by it.
         """
+        ...
+
+    def barrier(self) -> None:
+        """Return when every rank has come here."""
         ...
 
 
@@ -45,66 +76,39 @@ class SerialCommunicator:
     rank = 0
     size = 1
 
+    def shuffle(self, table: pa.Table, by: npt.NDArray[np.int32] | Sequence[str]) -> pa.Table:
+        """See :class:`Communicator`."""
+        try:
+            destinations(table, by, 1)
+        except (ValueError, TypeError) as error:
+            raise CollectiveError.of("shuffle", 0, error) from error
+        return table
+
     def broadcast(self, table: pa.Table | None) -> pa.Table:
         """See :class:`Communicator`."""
         if table is None:
-            raise ValueError("rank 0 has to give a table to broadcast")
+            raise CollectiveError.of("broadcast", 0, ValueError("rank 0 has to give a table"))
         return table
 
     def gather(self, table: pa.Table) -> list[pa.Table] | None:
         """See :class:`Communicator`."""
         return [table]
 
-    def exchange(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
+    def all_gather(self, table: pa.Table) -> list[pa.Table]:
         """See :class:`Communicator`."""
-        return list(tables)
+        return [table]
 
-
-class MpiCommunicator:
-    """Ranks of one MPI job, over a duplicate of its communicator.
-
-    Messages are Arrow IPC streams in byte buffers. Waiting sleeps between tests of the request: MPI's own waiting
-    spins on the core that the operators of this rank compute on.
-    """
-
-    def __init__(self) -> None:
+    def reduce_topk(
+        self, table: pa.Table, k: int, order: Sequence[tuple[str, str]], group: str | None = None
+    ) -> pa.Table | None:
+        """See :class:`Communicator`."""
         try:
-            from mpi4py import MPI
-        except ImportError as error:
-            raise DependencyError(f"communicator 'mpi' needs mpi4py and an MPI library: {error}") from error
-        self._mpi = MPI
-        self._comm: MPI.Intracomm = MPI.COMM_WORLD.Dup()
-        self.rank = self._comm.rank
-        self.size = self._comm.size
+            return top_rows(table, k, order, group)
+        except (ValueError, TypeError, pa.ArrowException) as error:
+            raise CollectiveError.of("reduce_topk", 0, error) from error
 
-    def broadcast(self, table: pa.Table | None) -> pa.Table:
+    def barrier(self) -> None:
         """See :class:`Communicator`."""
-        sent = _pack(table) if table is not None and self.rank == 0 else np.empty(0, np.uint8)
-        size = np.array([len(sent)], np.int64)
-        _wait(self._comm.Ibcast(size, root=0))
-        buffer = sent if self.rank == 0 else np.empty(int(size[0]), np.uint8)
-        _wait(self._comm.Ibcast(buffer, root=0))
-        return _unpack(buffer)
-
-    def gather(self, table: pa.Table) -> list[pa.Table] | None:
-        """See :class:`Communicator`."""
-        empty = table.schema.empty_table()
-        received = self.exchange([table] + [empty] * (self.size - 1))
-        return received if self.rank == 0 else None
-
-    def exchange(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
-        """See :class:`Communicator`."""
-        packed = [_pack(table) if rank != self.rank else np.empty(0, np.uint8) for rank, table in enumerate(tables)]
-        sizes = np.array([len(buffer) for buffer in packed], np.int64)
-        incoming = np.empty(self.size, np.int64)
-        _wait(self._comm.Ialltoall(sizes, incoming))
-        buffers = [np.empty(int(size), np.uint8) for size in incoming]
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        requests = [self._comm.Irecv(buffers[rank], source=rank) for rank in others if incoming[rank]]
-        requests += [self._comm.Isend(packed[rank], dest=rank) for rank in others if sizes[rank]]
-        for request in requests:
-            _wait(request)
-        return [tables[rank] if rank == self.rank else _unpack(buffers[rank]) for rank in range(self.size)]
 
 
 def communicator(backend: str) -> Communicator:
@@ -117,24 +121,7 @@ def communicator(backend: str) -> Communicator:
     if backend == "serial":
         return SerialCommunicator()
     if backend == "mpi":
+        from aaflow.dataplane.mpi import MpiCommunicator
+
         return MpiCommunicator()
     raise ValueError(f"communicator {backend!r} is unknown: use 'serial' or 'mpi'")
-
-
-def _pack(table: pa.Table) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return np.frombuffer(sink.getvalue(), np.uint8)
-
-
-def _unpack(buffer: np.ndarray[Any, np.dtype[np.uint8]]) -> pa.Table:
-    return pa.ipc.open_stream(pa.py_buffer(buffer)).read_all()
-
-
-def _wait(request: Any) -> None:
-    """Wait for an MPI request without spinning: the naps grow to 1 ms, so a late peer costs under 2 % of a core."""
-    nap = 20e-6
-    while not request.Test():
-        time.sleep(nap)
-        nap = min(nap * 1.5, 1e-3)

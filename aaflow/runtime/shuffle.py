@@ -49,9 +49,7 @@ class Shuffle:
         return owned
 
     def _exchange(self, table: pa.Table) -> pa.Table:
-        target = self._owners[table["partition"].to_numpy()]
-        parts = [table.filter(pa.array(target == rank)) for rank in range(self._communicator.size)]
-        return pa.concat_tables(self._communicator.exchange(parts))
+        return self._communicator.shuffle(table, self._owners[table["partition"].to_numpy()])
 
 
 def by_partition(tranche: int, rows: pa.Table, notices: pa.Table, partitions: Sequence[int]) -> Iterator[Item]:

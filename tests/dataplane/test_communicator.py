@@ -1,21 +1,36 @@
-"""The communicators, for real: every case runs on 1, 2 and 3 MPI ranks and on the serial backend."""
+"""The conformance suite on every backend that can be imported: each group of ranks runs all cases in one launch."""
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from aaflow.dataplane.communicator import communicator
 from aaflow.scheduling.launch import find_launcher
 
-PROGRAM = Path(__file__).with_name("communicator_program.py")
+PROGRAM = Path(__file__).with_name("conformance.py")
+
+#: Backend and ranks of each group.
+GROUPS = [("serial", 1), ("mpi", 1), ("mpi", 2), ("mpi", 3)]
+if importlib.util.find_spec("pycylon") is not None:
+    GROUPS += [("cylon", 1), ("cylon", 2), ("cylon", 3)]
 
 
-@pytest.mark.parametrize(("backend", "ranks"), [("serial", 1), ("mpi", 1), ("mpi", 2), ("mpi", 3)])
-def test_tables_arrive_whole_at_the_right_ranks(backend, ranks):
+@pytest.mark.parametrize(("backend", "ranks"), GROUPS)
+def test_a_communicator_does_what_all_do(backend: str, ranks: int) -> None:
     argv = [find_launcher("mpiexec"), "-n", str(ranks), sys.executable, str(PROGRAM), backend]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
+    outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    assert {name: problem for name, problem in outcomes.items() if problem is not None} == {}
+    assert outcomes, done.stderr
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.split()) == [f"rank{rank}-of-{ranks}-fine" for rank in range(ranks)]
+
+
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(ValueError, match="'tcp'"):
+        communicator("tcp")

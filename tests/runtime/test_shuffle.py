@@ -5,6 +5,8 @@ import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
@@ -84,10 +86,11 @@ class Member(SerialCommunicator):
     def __init__(self, group: Together, rank: int) -> None:
         self.group, self.rank, self.size = group, rank, group.size  # type: ignore[misc]
 
-    def exchange(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
-        self.group.board[self.rank] = tables
+    def shuffle(self, table: pa.Table, by: npt.NDArray[np.int32] | Sequence[str]) -> pa.Table:
+        assert isinstance(by, np.ndarray)
+        self.group.board[self.rank] = [table.filter(pa.array(by == rank)) for rank in range(self.size)]
         self.group.barrier.wait()
-        received = [sent[self.rank] for sent in self.group.board]
+        received = pa.concat_tables([sent[self.rank] for sent in self.group.board])
         self.group.barrier.wait()
         return received
 
