@@ -86,6 +86,35 @@ def _collective_error(message: str, rank: int) -> CollectiveError:
     return CollectiveError(message, rank=rank)
 
 
+class EdgeError(RunError):
+    """An edge between two stages can't be set up or used; the text names the edge, the rank and what to do."""
+
+
+class PeerLost(EdgeError):
+    """The rank at the other end of an edge is gone before the edge was done.
+
+    Attributes:
+        stage: stage of the lost rank.
+        rank: the lost rank.
+    """
+
+    def __init__(self, message: str, *, stage: str, rank: int) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.rank = rank
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _peer_lost, (str(self), self.stage, self.rank)
+
+
+def _peer_lost(message: str, stage: str, rank: int) -> PeerLost:
+    return PeerLost(message, stage=stage, rank=rank)
+
+
+class EdgeCancelled(EdgeError):
+    """This rank gave its edges up while something waited on them."""
+
+
 class VectorIndexError(AaflowError):
     """Base of the errors of an index folder; the text names the folder."""
 

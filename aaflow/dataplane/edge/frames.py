@@ -1,0 +1,186 @@
+"""Record batches as bytes that others read in place.
+
+A batch becomes an Arrow IPC stream of its own, written straight into the memory that carries it. Columns that lie in
+such memory already, or are so large that a socket should send them from where they are, are left out of the stream
+and named by the places of their buffers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.types
+
+#: Where bytes lie: which memory (the channel's own numbering), offset and size in bytes.
+Place = tuple[int, int, int]
+Locate = Callable[[Sequence[pa.Buffer]], list[Place] | None]
+
+_ALIGNMENT = 64
+
+
+def aligned(size: int) -> int:
+    """``size`` rounded up to what starts of buffers are aligned to, in bytes."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def stream_size(batch: pa.RecordBatch) -> int:
+    """Bytes of :func:`write_stream`, exactly; nothing is copied."""
+    sink = pa.MockOutputStream()
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+    return int(sink.size())
+
+
+def write_stream(batch: pa.RecordBatch, target: pa.Buffer) -> None:
+    """Write a batch as an IPC stream to the start of a mutable buffer, without the interpreter lock."""
+    sink = pa.FixedSizeBufferWriter(target)
+    with pa.ipc.new_stream(sink, batch.schema) as writer:
+        writer.write_batch(batch)
+
+
+def read_stream(source: pa.Buffer) -> pa.RecordBatch:
+    """The batch of :func:`write_stream`; its buffers are slices of ``source``."""
+    return pa.ipc.open_stream(source).read_next_batch()
+
+
+def split_rows(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
+    """Slices of a batch, in order, of at most ``limit`` bytes each as sent; a single row may be larger.
+
+    Args:
+        batch: rows to send.
+        limit: bytes, as ``EdgeSpec.buffer_bytes``.
+    """
+    if batch.num_rows < 2 or stream_size(batch) <= limit:
+        yield batch
+        return
+    half = batch.num_rows // 2
+    yield from split_rows(batch.slice(0, half), limit)
+    yield from split_rows(batch.slice(half), limit)
+
+
+@dataclass
+class Encoded:
+    """A batch taken apart.
+
+    Attributes:
+        rows: of the batch.
+        columns: by index, the places of the buffers of columns that are left where they are.
+        rest: the other columns, to be written as a stream; None when there are none.
+        size: bytes of that stream.
+        place: where it was written.
+    """
+
+    rows: int
+    columns: dict[int, list[Place]]
+    rest: pa.RecordBatch | None
+    size: int
+    place: Place | None = None
+
+    def to_json(self) -> list[Any]:
+        """For :func:`decode`."""
+        return [self.rows, [[index, *places] for index, places in self.columns.items()], self.place]
+
+
+def encode(batch: pa.RecordBatch, locate: Locate | None) -> Encoded:
+    """Take a batch apart.
+
+    Args:
+        batch: what to send.
+        locate: the places of a column's buffers if they can stay where they are, else None.
+    """
+    columns: dict[int, list[Place]] = {}
+    if locate is not None:
+        for index, column in enumerate(batch.columns):
+            buffers = plain_buffers(column)
+            places = locate(buffers) if buffers is not None else None
+            if places is not None:
+                columns[index] = places
+    if not columns:
+        return Encoded(batch.num_rows, columns, batch, stream_size(batch))
+    kept = [index for index in range(batch.num_columns) if index not in columns]
+    if not kept:
+        return Encoded(batch.num_rows, columns, None, 0)
+    schema = pa.schema([batch.schema.field(index) for index in kept])
+    rest = pa.RecordBatch.from_arrays([batch.column(index) for index in kept], schema=schema)
+    return Encoded(batch.num_rows, columns, rest, stream_size(rest))
+
+
+def decode(layout: Sequence[Any], schema: pa.Schema, memory: Callable[[int], pa.Buffer]) -> pa.RecordBatch:
+    """Put a batch together from the memory that it lies in.
+
+    Args:
+        layout: of :meth:`Encoded.to_json`.
+        schema: of the whole batch.
+        memory: the memory of a number in a place.
+    """
+    rows, located, place = layout
+
+    def at(place: Sequence[int]) -> pa.Buffer:
+        return memory(place[0]).slice(place[1], place[2])
+
+    rest = read_stream(at(place)) if place is not None else None
+    if not located:
+        assert rest is not None
+        return rest if rest.schema.equals(schema) else rest.cast(schema)
+    arrays: list[pa.Array | None] = [None] * len(schema)
+    for index, *places in located:
+        arrays[index] = from_plain(schema.field(index).type, rows, [at(place) for place in places])
+    others = iter(rest.columns if rest is not None else ())
+    return pa.RecordBatch.from_arrays([array if array is not None else next(others) for array in arrays], schema=schema)
+
+
+def plain_buffers(array: pa.Array) -> list[pa.Buffer] | None:
+    """The buffers that hold an array's values, cut to its rows; None for types and arrays that need more than them.
+
+    Plain are values of a fixed width of whole bytes, fixed-size lists of such, strings and binaries, all without
+    nulls.
+    """
+    kind = array.type
+    if array.null_count:
+        return None
+    if pa.types.is_fixed_size_list(kind):
+        return plain_buffers(array.flatten())
+    if _is_fixed_width(kind):
+        width = kind.bit_width // 8
+        return [_cut(array.buffers()[1], array.offset * width, len(array) * width)]
+    if _is_variable_width(kind):
+        return _offsets_and_values(array, np.int64 if "large" in str(kind) else np.int32)
+    return None
+
+
+def from_plain(kind: pa.DataType, length: int, buffers: Sequence[pa.Buffer]) -> pa.Array:
+    """The array of :func:`plain_buffers`."""
+    if pa.types.is_fixed_size_list(kind):
+        child = from_plain(kind.value_type, length * kind.list_size, buffers)
+        return pa.Array.from_buffers(kind, length, [None], 0, 0, [child])
+    return pa.Array.from_buffers(kind, length, [None, *buffers], 0)
+
+
+def _is_fixed_width(kind: pa.DataType) -> bool:
+    is_a = pa.types
+    return bool((is_a.is_primitive(kind) and not is_a.is_boolean(kind)) or is_a.is_fixed_size_binary(kind))
+
+
+def _is_variable_width(kind: pa.DataType) -> bool:
+    is_a = pa.types
+    return any((is_a.is_string(kind), is_a.is_binary(kind), is_a.is_large_string(kind), is_a.is_large_binary(kind)))
+
+
+def _cut(buffer: pa.Buffer | None, start: int, size: int) -> pa.Buffer:
+    return buffer.slice(start, size) if buffer is not None and size else pa.py_buffer(b"")
+
+
+def _offsets_and_values(array: pa.Array, dtype: type[np.signedinteger[Any]]) -> list[pa.Buffer]:
+    _, offsets, values = array.buffers()
+    width = np.dtype(dtype).itemsize
+    if not len(array):
+        return [pa.py_buffer(bytes(width)), pa.py_buffer(b"")]
+    offsets = _cut(offsets, array.offset * width, (len(array) + 1) * width)
+    marks = np.frombuffer(offsets, dtype)
+    first, last = int(marks[0]), int(marks[-1])
+    return [offsets if not first else pa.py_buffer(marks - dtype(first)), _cut(values, first, last - first)]
