@@ -15,9 +15,11 @@ import pyarrow.ipc
 
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.plan import Plan
-from aaflow.errors import AaflowError, PilotError, RunError
+from aaflow.dataplane.edge import write_edge_keys
+from aaflow.errors import AaflowError, PilotError, RunError, StageError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
+from aaflow.runtime.ending import blames_neighbour
 from aaflow.runtime.lease import RunLease
 from aaflow.runtime.leftovers import find_leftovers
 from aaflow.runtime.leftovers import remove as remove_leftover
@@ -136,6 +138,8 @@ def run(
     folder = RunFolder.create(runs, placement.plan.digest)
     placement.save(folder.path)
     write_launch_orders(placement, folder.path)
+    if len(placement.plan.stages) > 1:
+        write_edge_keys(folder.path)
     index = placement.plan.index
     if index is None:
         folder.write_json("run.json", {"epoch": None})
@@ -174,10 +178,11 @@ def _run_groups(placement: Placement, pilot: Pilot, folder: RunFolder, progress:
         try:
             pilot.start(placement, lease)
             told = {stage.name: lease.watch(stage.name) for stage in placement.plan.stages}
-            tasks: dict[str, Future[str]] = {}
-            for stage in placement.plan.stages:
-                tasks[stage.name] = pilot.submit(stage.name, str(folder.path), [tasks[name] for name in stage.after])
-            _wait(tasks, told, pilot, folder, progress)
+            tasks = {name: pilot.submit(name, str(folder.path)) for name in told}
+            try:
+                _wait(tasks, told, pilot, folder, progress)
+            except StageError as error:
+                raise _cause(error, told, folder) from None
         except BaseException as error:
             lease.end(str(error) or type(error).__name__)
             raise
@@ -213,6 +218,20 @@ def _wait(
                     )
         if waiting:
             _check(pilot, [name for name in tasks if name in waiting], folder)
+
+
+def _cause(error: StageError, told: Mapping[str, Future[Any]], folder: RunFolder) -> StageError:
+    """The failure that a group's own followed from, where it failed because a neighbour did: who died tells later."""
+    deadline = time.monotonic() + KEEPER_SECONDS
+    others = [future for name, future in told.items() if name != error.stage]
+    while others and blames_neighbour(str(folder.path), error.stage) and time.monotonic() < deadline:
+        wait(others, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+        for future in [future for future in others if future.done()]:
+            others.remove(future)
+            found = future.exception()
+            if isinstance(found, StageError) and not blames_neighbour(str(folder.path), found.stage):
+                return found
+    return error
 
 
 def _take(stage: str, task: Future[str], told: Future[Any], pilot: Pilot, folder: RunFolder) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -37,8 +37,8 @@ class Pilot(Protocol):
         """
         ...
 
-    def submit(self, stage: str, run_folder: str, after: Sequence[Future[str]]) -> Future[str]:
-        """Start the task group of a stage once the futures ``after`` it are done.
+    def submit(self, stage: str, run_folder: str) -> Future[str]:
+        """Start the task group of a stage; all groups of a run are submitted at once and run at the same time.
 
         Returns:
             A future of the group's result, as JSON; it fails with :class:`aaflow.errors.StageError`.
@@ -74,11 +74,11 @@ class LocalPilot:
             )
         self._threads = ThreadPoolExecutor(len(placement.plan.stages) or 1, thread_name_prefix="group")
 
-    def submit(self, stage: str, run_folder: str, after: Sequence[Future[str]]) -> Future[str]:
+    def submit(self, stage: str, run_folder: str) -> Future[str]:
         """See :class:`Pilot`."""
         if self._threads is None:
             raise PilotError("pilot 'local' was not started")
-        return self._threads.submit(_after, after, run_folder, stage)
+        return self._threads.submit(start_stage, run_folder, stage)
 
     def check(self) -> None:
         """See :class:`Pilot`: there is no engine that could die."""
@@ -87,13 +87,6 @@ class LocalPilot:
         """See :class:`Pilot`."""
         if self._threads is not None:
             self._threads.shutdown(wait=True, cancel_futures=True)
-
-
-def _after(after: Sequence[Future[str]], run_folder: str, stage: str) -> str:
-    wait(after)
-    for earlier in after:
-        earlier.result()
-    return start_stage(run_folder, stage)
 
 
 def start_stage(run_folder: str, stage: str) -> str:

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 
 import pyarrow.compute as pc
 
-from aaflow.compiler.check import SHUFFLES, check_workflow
+from aaflow.compiler.check import check_workflow
+from aaflow.compiler.edges import edges_of, shuffle_before
 from aaflow.compiler.ingest import DEFAULT_PARTITIONS, Inputs, ancestors, index_target, list_load
 from aaflow.compiler.partitioning import partition_owners
-from aaflow.compiler.plan import Edge, Listing, Plan, PlannedOperator, Stage, schema_text
-from aaflow.errors import PlacementError, WorkflowError
+from aaflow.compiler.plan import Listing, Plan, PlannedOperator, Stage, schema_text
+from aaflow.compiler.resources import accelerated, chain_name, cores_of, ranks_of
+from aaflow.errors import PlacementError
 from aaflow.index import open_index
 from aaflow.operators.embedders import describe_embedder
 from aaflow.operators.listing import split_sizes
@@ -18,8 +20,6 @@ from aaflow.operators.operator import Domain, Operator
 from aaflow.scheduling.site import Site
 from aaflow.workflow import Workflow
 
-#: Batches that a queue between two operators of a rank holds: one being filled while one is being read, and one spare.
-QUEUE_BOUND = 3
 #: Units that ``upsert`` commits at the same time: one computes while others wait for the disk.
 COMMITS_AT_ONCE = 2
 #: The domain that decides the slot of a fused stage is the most demanding one.
@@ -34,7 +34,7 @@ def compile_workflow(
     Args:
         workflow: what to do.
         site: where; its cores bound the number of ranks.
-        ranks: MPI ranks of every stage, or of single operators by name; by default one per core.
+        ranks: MPI ranks of every stage, or of single operators by name; by default an equal share of the cores.
         fuse: whether operators that one slot can serve share a stage.
 
     Raises:
@@ -51,32 +51,20 @@ def compile_workflow(
     inputs = list_load(ordered, target)
     partitions = target.spec.partitions if target else _searched_partitions(ordered)
     chains = _chains(ordered, site, fuse)
-    stages: list[Stage] = []
-    for chain in chains:
-        stages.append(_stage(chain, chains, site, _ranks_of(chain, ranks, site), inputs, partitions))
+    counts = ranks_of(chains, ranks, site)
+    stages = [
+        _stage(chain, chains, site, count, cores, inputs, partitions)
+        for chain, count, cores in zip(chains, counts, cores_of(chains, counts, site), strict=True)
+    ]
     return Plan(
         site=site.name,
         partitions=partitions,
         stages=tuple(stages),
-        edges=tuple(_edges(ordered, stages, inputs)),
+        edges=tuple(edges_of(chains, stages, inputs)),
         listing=_listing(inputs),
         index=target.to_dict() if target else None,
         tables=inputs.tables if inputs else {},
     )
-
-
-def accelerated(operator: Operator, site: Site) -> bool:
-    """Whether an operator runs on an accelerator of this site.
-
-    Raises:
-        WorkflowError: it asks for one that the site doesn't have.
-    """
-    if operator.kind != "embed" or operator.options.get("model") == "hash":
-        return False
-    device = operator.options.get("device", "auto")
-    if device == "accelerator" and site.node.accelerators is None:
-        raise WorkflowError(f"operator {operator.name!r} asks for an accelerator, and site {site.name!r} has none")
-    return device != "cpu" and site.node.accelerators is not None
 
 
 def _chains(ordered: Sequence[Operator], site: Site, fuse: bool) -> list[list[Operator]]:
@@ -105,74 +93,37 @@ def _chains(ordered: Sequence[Operator], site: Site, fuse: bool) -> list[list[Op
     return chains
 
 
-def _ranks_of(chain: Sequence[Operator], ranks: int | Mapping[str, int] | None, site: Site) -> int:
-    default = site.nodes * len(site.node.cores)
-    if ranks is None:
-        wanted = default
-    elif isinstance(ranks, int):
-        wanted = ranks
-    else:
-        named = [ranks[operator.name] for operator in chain if operator.name in ranks]
-        if len(set(named)) > 1:
-            names = ", ".join(operator.name for operator in chain)
-            raise PlacementError(f"operators {names} share a stage, but different ranks are asked for: {named}")
-        wanted = named[0] if named else default
-    if wanted < 1:
-        raise PlacementError(f"stage {_name(chain)!r}: {wanted} ranks were asked for; a stage needs at least 1")
-    return wanted
-
-
-def _name(chain: Sequence[Operator]) -> str:
-    return "+".join(operator.name for operator in chain)
-
-
 def _stage(
     chain: Sequence[Operator],
     chains: Sequence[Sequence[Operator]],
     site: Site,
     ranks: int,
+    cores: int,
     inputs: Inputs | None,
     partitions: int,
 ) -> Stage:
     domain = max((operator.domain for operator in chain), key=_DEMAND.index)
     upstream = chain[0].upstream
-    after = tuple(_name(other) for other in chains if any(op.name == upstream for op in other))
-    shuffled = _shuffle_before(chain, inputs)
+    before = [chain_name(other) for other in chains if any(operator.name == upstream for operator in other)]
+    shuffled = shuffle_before(chain, inputs)
     communicator = "serial" if ranks == 1 else site.communicator_of(domain.value)
     if communicator == "serial" and ranks > 1:
-        raise PlacementError(f"stage {_name(chain)!r} has {ranks} ranks, but the site's communicator is 'serial'")
+        raise PlacementError(f"stage {chain_name(chain)!r} has {ranks} ranks, but the site's communicator is 'serial'")
     return Stage(
-        name=_name(chain),
-        operators=tuple(_planned(operator, site, ranks, operator.name == shuffled) for operator in chain),
+        name=chain_name(chain),
+        operators=tuple(_planned(operator, site, cores, operator.name == shuffled) for operator in chain),
         domain=domain.value,
         ranks=ranks,
+        cores=cores,
         accelerated=any(accelerated(operator, site) for operator in chain),
-        after=after,
+        upstream=before[0] if before else None,
         owners=partition_owners(inputs.listing if inputs else None, partitions, ranks),
         communicator=communicator,
         environment=site.environment_of(domain.value),
     )
 
 
-def _shuffle_before(chain: Sequence[Operator], inputs: Inputs | None) -> str | None:
-    """The operator of a fused chain before which rows move to the owner of their partition; None where they sit there.
-
-    Whole documents are read by their owner. Records of a file belong to many partitions, so they move; they do so as
-    early as possible after ``transform``, since vectors are what weighs most.
-    """
-    names = [operator.name for operator in chain]
-    wanted = [operator.name for operator in chain if operator.pattern in SHUFFLES]
-    if not wanted or chain[0].kind != "load" or inputs is None or not inputs.has_records:
-        return None
-    first = names.index(wanted[0])
-    while first > 1 and chain[first - 1].kind == "embed":
-        first -= 1
-    return names[first]
-
-
-def _planned(operator: Operator, site: Site, ranks: int, shuffle: bool) -> PlannedOperator:
-    per_node = -(-ranks // site.nodes)
-    cores = max(1, len(site.node.cores) // per_node)
+def _planned(operator: Operator, site: Site, cores: int, shuffle: bool) -> PlannedOperator:
     return PlannedOperator(
         name=operator.name,
         kind=operator.kind,
@@ -192,27 +143,6 @@ def _workers(operator: Operator, site: Site, cores: int) -> int:
     if operator.kind == "upsert":
         return COMMITS_AT_ONCE
     return cores if operator.kind == "embed" and not accelerated(operator, site) else 1
-
-
-def _edges(ordered: Sequence[Operator], stages: Sequence[Stage], inputs: Inputs | None) -> list[Edge]:
-    home = {planned.name: stage for stage in stages for planned in stage.operators}
-    shuffled = {planned.name for stage in stages for planned in stage.operators if planned.shuffle}
-    records = inputs.record_bytes if inputs else 0
-    edges = []
-    for operator in ordered:
-        if operator.upstream is None:
-            continue
-        source, target = home[operator.upstream], home[operator.name]
-        moved = records * (target.ranks - 1) // target.ranks
-        if source is not target:
-            primitive, bound = "file", 0
-            moved = moved if operator.kind == "embed" else 0
-        elif operator.name in shuffled and target.ranks > 1:
-            primitive, bound = "mpi-alltoall", 1
-        else:
-            primitive, bound, moved = "queue", QUEUE_BOUND, 0
-        edges.append(Edge(operator.upstream, operator.name, primitive, bound, moved))
-    return edges
 
 
 def _listing(inputs: Inputs | None) -> Listing | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Group
@@ -22,12 +22,13 @@ def explain(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Group:
         plan: what to show.
         slots: by stage name, the slot of each rank; empty to leave them out.
     """
+    crowded = shares_cores([slot for group in slots.values() for slot in group])
     parts: list[Text | Table] = [_headline(plan)]
     for stage in plan.stages:
         parts.append(_operator_table(stage))
         if stage.name in slots:
-            parts.append(_slot_table(stage, slots[stage.name]))
-    return Group(*parts, _edge_table(plan.edges))
+            parts.append(_slot_table(stage, slots[stage.name], crowded=crowded))
+    return Group(*parts, _edge_table(plan, slots))
 
 
 def _headline(plan: Plan) -> Text:
@@ -44,9 +45,9 @@ def _headline(plan: Plan) -> Text:
 
 
 def _operator_table(stage: Stage) -> Table:
-    after = f", after {', '.join(stage.after)}" if stage.after else ""
+    reads = f", reads {stage.upstream}" if stage.upstream else ""
     where = f", environment {stage.environment}" if stage.environment else ""
-    title = f"Stage {stage.name}: {stage.ranks} rank(s), collectives {stage.communicator}{where}{after}"
+    title = f"Stage {stage.name}: {stage.ranks} rank(s), collectives {stage.communicator}{where}{reads}"
     table = Table("operator", "pattern", "domain", "workers", "batch rows", title=title, title_justify="left")
     for operator in stage.operators:
         name = f"{operator.name} (after a shuffle)" if operator.shuffle else operator.name
@@ -55,8 +56,8 @@ def _operator_table(stage: Stage) -> Table:
     return table
 
 
-def _slot_table(stage: Stage, slots: Sequence[Slot]) -> Table:
-    shared = "; oversubscribed: ranks share cores" if shares_cores(slots) else ""
+def _slot_table(stage: Stage, slots: Sequence[Slot], *, crowded: bool) -> Table:
+    shared = "; oversubscribed: ranks share cores" if crowded else ""
     title = f"Slots of {stage.name}{shared}"
     table = Table("rank", "node", "cores", "accelerators", "memory", "partitions", title=title, title_justify="left")
     for rank, slot in enumerate(slots):
@@ -66,12 +67,32 @@ def _slot_table(stage: Stage, slots: Sequence[Slot]) -> Table:
     return table
 
 
-def _edge_table(edges: Iterable[Edge]) -> Table:
-    columns = ("from", "to", "primitive", "bound (batches)", "bytes between ranks")
+def _edge_table(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Table:
+    columns = ("from", "to", "primitive", "rows go to", "bound (batches)", "buffers", "bytes between ranks")
     table = Table(*columns, title="Edges", title_justify="left")
-    for edge in edges:
-        table.add_row(edge.source, edge.target, edge.primitive, str(edge.bound or "all"), f"{edge.bytes:,}")
+    for edge in plan.edges:
+        primitive, buffers = edge.primitive, "-"
+        if edge.primitive == "stream":
+            pairs = plan.pairs_of(edge)
+            buffers = f"{len(pairs)} x {edge.bound} x {edge.buffer_bytes / 2**20:g} MiB"
+            primitive = _forms(plan, edge, pairs, slots) or primitive
+        table.add_row(
+            edge.source, edge.target, primitive, _TARGETS[edge.routing], str(edge.bound), buffers, f"{edge.bytes:,}"
+        )
     return table
+
+
+_TARGETS = {"same": "the same rank", "owner": "their partition's owner", "forward": "a rank by number"}
+
+
+def _forms(plan: Plan, edge: Edge, pairs: Sequence[tuple[int, int]], slots: Mapping[str, Sequence[Slot]]) -> str:
+    """How many pairs of ranks share a node, and how many do not."""
+    source, target = plan.stage_of(edge.source).name, plan.stage_of(edge.target).name
+    if source not in slots or target not in slots:
+        return ""
+    near = sum(slots[source][one].node == slots[target][other].node for one, other in pairs)
+    named = {"shared memory": near, "socket": len(pairs) - near}
+    return ", ".join(name for name, count in named.items() if count)
 
 
 def _accelerators(slot: Slot) -> str:

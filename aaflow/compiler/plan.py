@@ -69,8 +69,9 @@ class Stage:
         operators: in the order of the chain.
         domain: the domain that decides the slot.
         ranks: number of MPI ranks.
+        cores: cores of one rank.
         accelerated: whether a rank needs an accelerator.
-        after: stages that must have ended before it starts.
+        upstream: the stage whose rows it reads while both run; None where it reads none.
         owners: rank that owns each partition.
         communicator: backend of its collectives: ``serial``, ``mpi`` or ``cylon``.
         environment: name of the site's environment whose interpreter its ranks run; None for the driver's own.
@@ -80,8 +81,9 @@ class Stage:
     operators: tuple[PlannedOperator, ...]
     domain: str
     ranks: int
+    cores: int
     accelerated: bool
-    after: tuple[str, ...]
+    upstream: str | None
     owners: tuple[int, ...]
     communicator: str
     environment: str | None = None
@@ -94,15 +96,21 @@ class Edge:
     Attributes:
         source: operator that gives them.
         target: operator that takes them.
-        primitive: ``queue`` (inside a rank), ``mpi-alltoall`` (between ranks of a stage) or ``file`` (between stages).
-        bound: batches that the edge holds at most; 0 where a file holds them all.
-        bytes: estimate of the bytes that cross between ranks; 0 where rows stay with their owner.
+        primitive: ``queue`` (inside a rank), ``mpi-shuffle``, ``cylon-shuffle`` (between the ranks of a stage) or
+            ``stream`` (between stages: shared memory or sockets, as the slots of its ranks say).
+        routing: the rank that a row goes to: ``same`` (it stays), ``owner`` (of its partition) or ``forward`` (one that
+            follows from the ranks' numbers).
+        bound: batches that it holds at most, per pair of ranks.
+        buffer_bytes: size of one of the ``bound`` buffers of a stream; 0 for the other primitives.
+        bytes: estimate of the bytes of text that cross between ranks; 0 where rows stay with their owner.
     """
 
     source: str
     target: str
     primitive: str
+    routing: str
     bound: int
+    buffer_bytes: int
     bytes: int
 
 
@@ -177,6 +185,34 @@ class Plan:
                 return stage
         raise KeyError(name)
 
+    def stage_of(self, operator: str) -> Stage:
+        """The stage that runs an operator.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for stage in self.stages:
+            if any(planned.name == operator for planned in stage.operators):
+                return stage
+        raise KeyError(operator)
+
+    def edge_into(self, stage: Stage) -> Edge | None:
+        """The edge between stages that ends at this one; None where the stage reads no other."""
+        if stage.upstream is None:
+            return None
+        return next(edge for edge in self.edges if edge.target == stage.operators[0].name)
+
+    def pairs_of(self, edge: Edge) -> list[tuple[int, int]]:
+        """The pairs (producer rank, consumer rank) that a stream between stages connects, sorted."""
+        producers, consumers = self.stage_of(edge.source).ranks, self.stage_of(edge.target).ranks
+        if edge.routing == "forward":
+            return forward_pairs(producers, consumers)
+        return [(producer, consumer) for producer in range(producers) for consumer in range(consumers)]
+
+    def readers(self, stage: Stage) -> list[Stage]:
+        """The stages that read what ``stage`` gives."""
+        return [other for other in self.stages if other.upstream == stage.name]
+
     def explain(self) -> str:
         """Stages, patterns, domains, partitions, batch sizes, edges and the slot of every rank, as tables."""
         from rich.console import Console
@@ -212,7 +248,6 @@ class Plan:
                 **{
                     **stage,
                     "operators": tuple(PlannedOperator(**operator) for operator in stage["operators"]),
-                    "after": tuple(stage["after"]),
                     "owners": tuple(stage["owners"]),
                 }
             )
@@ -253,3 +288,14 @@ def schema_of(text: str) -> pa.Schema:
         pyarrow.ArrowInvalid: it is none.
     """
     return pa.ipc.read_schema(pa.py_buffer(bytes.fromhex(text)))
+
+
+def forward_pairs(producers: int, consumers: int) -> list[tuple[int, int]]:
+    """Pairs (producer rank, consumer rank) of a ``forward`` edge, sorted: contiguous, as even as can be.
+
+    Either every producer has one consumer or every consumer has one producer, so ranks that wait for each other in a
+    fixed order never form a cycle.
+    """
+    if producers >= consumers:
+        return [(rank, rank * consumers // producers) for rank in range(producers)]
+    return sorted((rank * producers // consumers, rank) for rank in range(consumers))

@@ -27,12 +27,20 @@ class Embed:
         make: makes the embedder; called once, in the thread that runs the operator.
         window: rows that are embedded together.
         workers: windows that are embedded at the same time.
+        allocate: gives a buffer of so many bytes for the vectors of a window; called window after window.
     """
 
-    def __init__(self, make: Callable[[], Embedder], window: int = 2048, workers: int = 1) -> None:
+    def __init__(
+        self,
+        make: Callable[[], Embedder],
+        window: int = 2048,
+        workers: int = 1,
+        allocate: Callable[[int], pa.Buffer] = pa.allocate_buffer,
+    ) -> None:
         self._make = make
         self._window = window
         self._workers = workers
+        self._allocate = allocate
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """See :class:`aaflow.operators.operator.StreamFunction`."""
@@ -40,16 +48,20 @@ class Embed:
         windows = _windows(items, self._window)
         if self._workers == 1:
             for window in windows:
-                yield from _embedded(window, embedder)
+                yield from _embedded(window, embedder, self._buffer(window, embedder))
             return
         running: deque[Future[list[Item]]] = deque()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="embed") as pool:
             for window in windows:
-                running.append(pool.submit(_embedded, window, embedder))
+                running.append(pool.submit(_embedded, window, embedder, self._buffer(window, embedder)))
                 if len(running) > self._workers:
                     yield from running.popleft().result()
             while running:
                 yield from running.popleft().result()
+
+    def _buffer(self, window: list[Item], embedder: Embedder) -> pa.Buffer:
+        rows = sum(item.rows.num_rows for item in window if item.rows is not None)
+        return self._allocate(rows * embedder.dimension * 4) if rows else pa.allocate_buffer(0)
 
 
 def _windows(items: Iterator[Item], rows: int) -> Iterator[list[Item]]:
@@ -86,11 +98,10 @@ def _parts(item: Item, first: int, rows: int) -> Iterator[Item]:
     yield replace(item, rows=item.rows.slice(start))
 
 
-def _embedded(window: list[Item], embedder: Embedder) -> list[Item]:
+def _embedded(window: list[Item], embedder: Embedder, buffer: pa.Buffer) -> list[Item]:
     texts = [item.rows["text"] for item in window if item.rows is not None]
     total = sum(len(text) for text in texts)
     dimension = embedder.dimension
-    buffer = pa.allocate_buffer(total * dimension * 4)
     if total:
         out = np.frombuffer(buffer, dtype=np.float32).reshape(total, dimension)
         embedder.embed(pa.concat_arrays(texts) if len(texts) > 1 else texts[0], out)

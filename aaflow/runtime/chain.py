@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +41,7 @@ class RankContext:
         communicator: of its task group.
         epoch: the writer's epoch; None where nothing is written.
         device: torch device of the slot.
+        allocate: memory of so many bytes for a large column of what the last operator gives.
     """
 
     plan: Plan
@@ -48,6 +49,7 @@ class RankContext:
     communicator: Communicator
     epoch: int | None
     device: str
+    allocate: Callable[[int], pa.Buffer] = pa.allocate_buffer
 
 
 def chain_of(context: RankContext) -> list[tuple[str, StreamFunction]]:
@@ -98,7 +100,8 @@ def _function(
     if operator.kind == "transform":
         return Transform(transform_options(operator))
     if operator.kind == "embed":
-        return Embed(lambda: _embedder(operator, context), operator.batch_rows, operator.workers)
+        allocate = context.allocate if operator is context.stage.operators[-1] else pa.allocate_buffer
+        return Embed(lambda: _embedder(operator, context), operator.batch_rows, operator.workers, allocate)
     if operator.kind == "upsert":
         assert staging is not None
         return Upsert(staging, operator.workers)
@@ -168,8 +171,3 @@ def _known_documents(context: RankContext) -> KnownDocuments | None:
             return KnownDocuments.of(index) if index.info().documents else None
     except IndexMissing:
         return None
-
-
-def readers_of(stages: Sequence[Stage], stage: Stage) -> list[Stage]:
-    """The stages that read what ``stage`` gives."""
-    return [other for other in stages if stage.name in other.after]

@@ -106,6 +106,12 @@ def _first_error(run_folder: str, stage: str) -> dict[str, Any] | None:
     return min(errors.values(), key=lambda error: float(error.get("time", 0.0)), default=None)
 
 
+def blames_neighbour(run_folder: str, stage: str) -> bool:
+    """Whether a group failed because it lost a rank of another stage."""
+    error = _first_error(run_folder, stage)
+    return error is not None and error.get("type") in ("PeerLost", "EdgeCancelled")
+
+
 def stage_error(run_folder: str, result: GroupResult) -> StageError:
     """The error that says why a group failed: the first error of a rank, else the keeper's or the launcher's word.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from aaflow.operators.operator import Item, StreamFunction
 from aaflow.runtime.trace import OperatorTrace
@@ -65,7 +65,10 @@ class Channel:
 
 
 def run_chain(
-    functions: Sequence[tuple[OperatorTrace, StreamFunction]], source: Iterable[Item], bound: int
+    functions: Sequence[tuple[OperatorTrace, StreamFunction]],
+    source: Iterable[Item],
+    bound: int,
+    wake: Callable[[], None] = lambda: None,
 ) -> Iterator[Item]:
     """Run a chain of operators over a source; give the items that the last one gives.
 
@@ -75,6 +78,7 @@ def run_chain(
         functions: trace and function of every operator, in order.
         source: items that go into the first one.
         bound: items that a queue holds.
+        wake: called when an operator fails, so that nobody waits for the source or for whoever takes the items.
 
     Raises:
         Exception: what an operator raised, with a note that names it; the others have ended then.
@@ -91,6 +95,7 @@ def run_chain(
             cancelled.set()
             for channel in channels:
                 channel.wake()
+        wake()
 
     def work(position: int) -> None:
         trace, function = functions[position]

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,6 @@ from aaflow.runtime.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from aaflow.dataplane.communicator import Communicator
-    from aaflow.operators.operator import Item
     from aaflow.runtime.trace import OperatorTrace
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.slot import Slot
@@ -88,10 +87,11 @@ def _check_size(comm: Communicator, placement: Placement, stage: str) -> None:
 
 
 def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator) -> None:
-    from aaflow.compiler.compile import QUEUE_BOUND
+    from aaflow.compiler.edges import QUEUE_BOUND
     from aaflow.runtime.chain import RankContext, chain_of
     from aaflow.runtime.engine import run_chain
     from aaflow.runtime.trace import OperatorTrace, write_trace
+    from aaflow.runtime.wiring import Wiring
 
     plan = placement.plan
     stage = plan.stage(stage_name)
@@ -99,18 +99,14 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
     seen = placement.slots[stage_name][comm.rank].accelerators
     device = TORCH_DEVICES[seen.kind] if seen is not None else "cpu"
     began = time.time()
-    functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device))
-    traced = [(OperatorTrace(name), function) for name, function in functions]
-    traces = [trace for trace, _ in traced]
-    ready, cpu = time.time(), time.process_time()
-    with _Progress(folder, f"{stage_name}.{comm.rank}", traces):
-        _drain(
-            folder,
-            placement,
-            stage_name,
-            comm,
-            run_chain(traced, _source(folder, placement, stage_name, comm), QUEUE_BOUND),
-        )
+    with Wiring(folder, placement, stage, comm.rank) as wiring:
+        functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device, wiring.allocate))
+        traced = [(OperatorTrace(name), function) for name, function in functions]
+        traces = [trace for trace, _ in traced]
+        wiring.connect()
+        ready, cpu = time.time(), time.process_time()
+        with _Progress(folder, f"{stage_name}.{comm.rank}", traces):
+            wiring.drain(run_chain(traced, wiring.inlet, QUEUE_BOUND, wiring.cancel))
     write_trace(folder.trace / f"{stage_name}.{comm.rank}.arrow", traces, stage_name, comm.rank)
     summary = {
         "began": began,
@@ -122,45 +118,6 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
         "peak_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
     folder.write_json(f"results/{stage_name}.{comm.rank}.json", summary)
-
-
-def _source(folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator) -> Iterator[Item]:
-    from aaflow.runtime.shuffle import TakeOver
-
-    stage = placement.plan.stage(stage_name)
-    if not stage.after:
-        return iter(())
-    listing = placement.plan.listing
-    tranches = listing.tranches if listing is not None else 1
-    return iter(TakeOver(folder.edges / stage.after[0] / stage_name, comm.rank, stage.owners, tranches))
-
-
-def _drain(folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator, items: Iterator[Item]) -> None:
-    """Take what the last operator gives: to the next stages, or into the output of the run."""
-    from aaflow.compiler.plan import schema_of
-    from aaflow.runtime.chain import readers_of
-    from aaflow.runtime.shuffle import HandOver, OutputFile
-
-    stage = placement.plan.stage(stage_name)
-    given = stage.operators[-1].output
-    if not given:
-        for _ in items:
-            pass
-        return
-    readers = readers_of(placement.plan.stages, stage)
-    schema = schema_of(given)
-    (folder.edges / stage_name).mkdir(mode=0o700, exist_ok=True)
-    sinks: list[HandOver | OutputFile] = [
-        HandOver(folder.edges / stage_name / reader.name, comm.rank, reader.owners, reader.ranks, schema)
-        for reader in readers
-    ]
-    if not readers:
-        sinks = [OutputFile(folder.output / f"{stage_name}.{comm.rank}.arrow", schema)]
-    for item in items:
-        for sink in sinks:
-            sink.write(item)
-    for sink in sinks:
-        sink.close()
 
 
 class _Progress:

@@ -66,44 +66,85 @@ class Placement:
 def place(plan: Plan, site: Site) -> Placement:
     """Give every rank of every stage its slot.
 
-    Stages of a plan run one after another, so each may use the whole site. Ranks fill the nodes in equal, contiguous
-    blocks, so that the ranks that own a partition sit on the same node in stages of equal size.
+    The stages of a plan run at the same time and stream to each other, so their slots are disjoint. Ranks fill the
+    nodes in equal, contiguous blocks, so that the ranks that own a partition sit on the same node in stages of equal
+    size.
 
     Raises:
-        PlacementError: a stage needs more cores or accelerators than the site has; says what is missing.
+        PlacementError: the stages need more cores or accelerators than the site has; says what is missing.
     """
-    slots = {stage.name: _slots(stage, site) for stage in plan.stages}
-    shared = any(shares_cores(group) for group in slots.values())
-    return Placement(plan, site, slots, shared)
+    _check_cores(plan, site)
+    _check_accelerators(plan, site)
+    slots: dict[str, tuple[Slot, ...]] = {}
+    first_core = first_device = 0
+    for stage in plan.stages:
+        per_node = _per_node(stage, site)
+        slots[stage.name] = _slots(stage, plan, site, first_core, first_device)
+        first_core += per_node * stage.cores
+        first_device += per_node * _devices_of_rank(plan, site) if stage.accelerated else 0
+    return Placement(plan, site, slots, shares_cores([slot for group in slots.values() for slot in group]))
 
 
-def _slots(stage: Stage, site: Site) -> tuple[Slot, ...]:
-    cores, available = site.node.cores, site.node.accelerators
-    per_node = -(-stage.ranks // site.nodes)
-    if per_node > len(cores) and not site.oversubscribe:
+def _per_node(stage: Stage, site: Site) -> int:
+    return -(-stage.ranks // site.nodes)
+
+
+def _check_cores(plan: Plan, site: Site) -> None:
+    available = len(site.node.cores)
+    wanted = {stage.name: _per_node(stage, site) for stage in plan.stages}
+    if sum(wanted.values()) <= available or site.oversubscribe:
+        return
+    if len(wanted) == 1:
+        (stage,) = plan.stages
         raise PlacementError(
             f"stage {stage.name!r} does not fit on site {site.name!r}: {stage.ranks} ranks on {site.nodes} node(s) are "
-            f"{per_node} a node, which has {len(cores)} cores; ask for at most {site.nodes * len(cores)} ranks"
+            f"{wanted[stage.name]} a node, which has {available} cores; ask for at most {site.nodes * available} ranks"
         )
-    if stage.accelerated and available is not None and per_node > len(available.ids) and not site.oversubscribe:
+    each = ", ".join(f"{stage.name!r} {stage.ranks}" for stage in plan.stages)
+    raise PlacementError(
+        f"the stages of this plan run at the same time and do not fit on site {site.name!r}: ranks of {each} on "
+        f"{site.nodes} node(s) are {sum(wanted.values())} a node, which has {available} cores; ask for at most "
+        f"{site.nodes * (available // len(wanted))} ranks of each, or let stages share their ranks (fuse)"
+    )
+
+
+def _check_accelerators(plan: Plan, site: Site) -> None:
+    available = site.node.accelerators
+    wanted = sum(_per_node(stage, site) for stage in plan.stages if stage.accelerated)
+    if available is not None and wanted > len(available.ids) and not site.oversubscribe:
+        names = ", ".join(repr(stage.name) for stage in plan.stages if stage.accelerated)
         raise PlacementError(
-            f"stage {stage.name!r} does not fit on site {site.name!r}: {per_node} ranks a node need an accelerator "
-            f"each, and a node has {len(available.ids)} ({available.kind}); ask for at most "
-            f"{site.nodes * len(available.ids)} ranks"
+            f"stage {names} does not fit on site {site.name!r}: {wanted} ranks a node need an accelerator each, and a "
+            f"node has {len(available.ids)} ({available.kind}); ask for at most {site.nodes * len(available.ids)} ranks"
         )
-    share = max(1, len(cores) // per_node)
+
+
+def _devices_of_rank(plan: Plan, site: Site) -> int:
+    """Accelerators of one rank: an equal share of a node's."""
+    available = site.node.accelerators
+    ranks = sum(_per_node(stage, site) for stage in plan.stages if stage.accelerated)
+    return max(1, len(available.ids) // ranks) if available is not None and ranks else 0
+
+
+def _slots(stage: Stage, plan: Plan, site: Site, first_core: int, first_device: int) -> tuple[Slot, ...]:
+    cores, available = site.node.cores, site.node.accelerators
+    per_node = _per_node(stage, site)
+    everyone = sum(_per_node(other, site) for other in plan.stages)
+    devices = _devices_of_rank(plan, site)
     slots = []
     for rank in range(stage.ranks):
         node, local = divmod(rank, per_node)
-        mine = tuple(cores[(local * share + i) % len(cores)] for i in range(share))
-        seen = _accelerators(available, local, per_node) if stage.accelerated and available else None
-        slots.append(Slot(node, mine, seen, site.node.memory // per_node))
+        start = first_core + local * stage.cores
+        mine = tuple(cores[core % len(cores)] for core in range(start, start + stage.cores))
+        seen = None
+        if stage.accelerated and available is not None:
+            seen = _accelerators(available, first_device + local * devices, devices)
+        slots.append(Slot(node, mine, seen, site.node.memory // everyone))
     return tuple(slots)
 
 
-def _accelerators(kind: AcceleratorKind, local: int, per_node: int) -> Accelerators:
-    share = max(1, len(kind.ids) // per_node)
-    ids = tuple(kind.ids[(local * share + i) % len(kind.ids)] for i in range(share))
+def _accelerators(kind: AcceleratorKind, first: int, count: int) -> Accelerators:
+    ids = tuple(kind.ids[number % len(kind.ids)] for number in range(first, first + count))
     return Accelerators(kind.kind, ids, kind.variable)
 
 

@@ -48,7 +48,7 @@ class ParslPilot:
         Raises:
             PilotError: an executor can't start all concurrent groups at once, or is unknown.
         """
-        groups = concurrent_groups(placement)
+        groups = len(placement.plan.stages)
         if self._given is None:
             folder = Path(lease.run_folder, "parsl")
             folder.mkdir(mode=0o700)
@@ -64,11 +64,11 @@ class ParslPilot:
                 raise PilotError(f"this Parsl configuration has no executor {label!r}; it has {known}")
             check_capacity(self._given.executors[label], label, groups)
 
-    def submit(self, stage: str, run_folder: str, after: Sequence[Future[str]]) -> Future[str]:
+    def submit(self, stage: str, run_folder: str) -> Future[str]:
         """See :class:`aaflow.pilot.Pilot`; the future is an AppFuture."""
         app: Any = PythonApp(run_stage, data_flow_kernel=self._kernel, executors=self._labels or "all")
         app.func.__name__ = stage  # Parsl's log and monitoring call the task by this name
-        return cast("Future[str]", app(run_folder, stage, inputs=list(after)))
+        return cast("Future[str]", app(run_folder, stage))
 
     def check(self) -> None:
         """See :class:`aaflow.pilot.Pilot`."""
@@ -117,14 +117,6 @@ def end_engine(kernel: DataFlowKernel) -> None:
             return
     assert executor.provider is not None
     executor.provider.cancel(list(executor.job_ids_to_block))
-
-
-def concurrent_groups(placement: Placement) -> int:
-    """How many task groups of a placement may run at the same time: stages of the same depth."""
-    depth: dict[str, int] = {}
-    for stage in placement.plan.stages:
-        depth[stage.name] = 1 + max((depth[name] for name in stage.after), default=0)
-    return max((list(depth.values()).count(level) for level in set(depth.values())), default=1)
 
 
 def check_capacity(executor: Any, label: str, groups: int) -> None:

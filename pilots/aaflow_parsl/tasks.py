@@ -6,14 +6,13 @@ import contextlib
 import ctypes
 import multiprocessing
 import signal
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
 
 from aaflow.pilot import start_stage
 
 
-def run_stage(run_folder: str, stage: str, inputs: Sequence[Any] = ()) -> str:
-    """Run the task group of a stage; ``inputs`` are the results of the groups before it, which Parsl waited for."""
+def run_stage(run_folder: str, stage: str) -> str:
+    """Run the task group of a stage."""
     with _ended_with_pool():
         return start_stage(run_folder, stage)
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import aaflow
 from aaflow import Pattern
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.partitioning import split_readers
-from aaflow.compiler.plan import Plan, schema_of
+from aaflow.compiler.plan import Plan, forward_pairs, schema_of
 from aaflow.errors import DependencyError, EmbedderMismatch, PlacementError, WorkflowError
 from aaflow.index import IndexSpec, Writer
 from aaflow.operators.embedders import describe_embedder
@@ -44,21 +46,55 @@ def test_operators_that_one_slot_serves_share_a_stage(docs: Path, site: MakeSite
     plan = compile_workflow(ingestion(docs), site=site(), ranks=2)
     assert [stage.name for stage in plan.stages] == ["load+transform+embed+upsert"]
     assert plan.stages[0].domain == "batch-worker"
-    assert plan.stages[0].after == ()
+    assert plan.stages[0].upstream is None
     assert {primitive for _, _, primitive in edges(plan)} == {"queue"}
 
 
-def test_without_fusing_every_operator_is_a_stage_after_the_one_it_reads(
+def test_without_fusing_every_operator_is_a_stage_that_streams_to_the_next(
     docs: Path, site: MakeSite, ingestion: Ingestion
 ) -> None:
     plan = compile_workflow(ingestion(docs), site=site(), ranks=2, fuse=False)
-    assert [(stage.name, stage.after, stage.domain) for stage in plan.stages] == [
-        ("load", (), "cpu-partition"),
-        ("transform", ("load",), "cpu-partition"),
-        ("embed", ("transform",), "batch-worker"),
-        ("upsert", ("embed",), "batch-write"),
+    assert [(stage.name, stage.upstream, stage.domain) for stage in plan.stages] == [
+        ("load", None, "cpu-partition"),
+        ("transform", "load", "cpu-partition"),
+        ("embed", "transform", "batch-worker"),
+        ("upsert", "embed", "batch-write"),
     ]
-    assert {primitive for _, _, primitive in edges(plan)} == {"file"}
+    assert {primitive for _, _, primitive in edges(plan)} == {"stream"}
+    assert {edge.routing for edge in plan.edges} == {"forward"}  # whole documents sit with their owner from the start
+    assert all(plan.pairs_of(edge) == [(0, 0), (1, 1)] for edge in plan.edges)
+
+
+def test_records_go_to_the_owner_before_they_have_vectors(records: Path, site: MakeSite, ingestion: Ingestion) -> None:
+    plan = compile_workflow(ingestion(records), site=site(), ranks=2, fuse=False)
+    assert [edge.routing for edge in plan.edges] == ["forward", "owner", "forward"]
+    assert plan.pairs_of(plan.edges[1]) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert plan.edges[1].bytes > 0 == plan.edges[2].bytes
+
+
+def test_vectors_move_where_embed_has_other_ranks_than_upsert(
+    records: Path, site: MakeSite, ingestion: Ingestion
+) -> None:
+    plan = compile_workflow(ingestion(records), site=site(), ranks={"embed": 3, "upsert": 2}, fuse=False)
+    assert [edge.routing for edge in plan.edges] == ["forward", "forward", "owner"]
+
+
+def test_buffers_shrink_where_a_rank_has_many_consumers(records: Path, site: MakeSite, ingestion: Ingestion) -> None:
+    few, many = (compile_workflow(ingestion(records), site=site(), ranks=n, fuse=False).edges[1] for n in (2, 32))
+    assert (few.bound, few.buffer_bytes) == (4, 8 << 20)
+    assert many.bound * many.buffer_bytes * 32 <= 256 << 20
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_forward_pairs_serve_everyone_and_form_no_cycle(producers: int, consumers: int) -> None:
+    pairs = forward_pairs(producers, consumers)
+    assert {producer for producer, _ in pairs} == set(range(producers))
+    assert {consumer for _, consumer in pairs} == set(range(consumers))
+    per_producer = Counter(producer for producer, _ in pairs)
+    per_consumer = Counter(consumer for _, consumer in pairs)
+    assert max(per_producer.values()) == 1 or max(per_consumer.values()) == 1
+    assert max(per_producer.values()) - min(per_producer.values()) <= 1
+    assert max(per_consumer.values()) - min(per_consumer.values()) <= 1
 
 
 def test_two_readers_of_one_operator_end_its_stage(docs: Path, site: MakeSite, tmp_path: Path) -> None:
@@ -67,10 +103,10 @@ def test_two_readers_of_one_operator_end_its_stage(docs: Path, site: MakeSite, t
     chunks.embed("hash").upsert(tmp_path / "index")
     chunks.apply(keep)
     plan = compile_workflow(workflow, site=site(), ranks=2)
-    assert [(stage.name, stage.after) for stage in plan.stages] == [
-        ("load+transform", ()),
-        ("embed+upsert", ("load+transform",)),
-        ("keep", ("load+transform",)),
+    assert [(stage.name, stage.upstream) for stage in plan.stages] == [
+        ("load+transform", None),
+        ("embed+upsert", "load+transform"),
+        ("keep", "load+transform"),
     ]
 
 
@@ -105,7 +141,7 @@ def test_records_of_a_file_are_shuffled_before_they_weigh_a_vector(
 ) -> None:
     plan = compile_workflow(ingestion(records), site=site(), ranks=3)
     assert [operator.name for operator in plan.stages[0].operators if operator.shuffle] == ["embed"]
-    assert ("transform", "embed", "mpi-alltoall") in edges(plan)
+    assert ("transform", "embed", "mpi-shuffle") in edges(plan)
     moved = next(edge.bytes for edge in plan.edges if edge.target == "embed")
     size = (records / "records.jsonl").stat().st_size
     assert moved == size * 2 // 3
@@ -126,7 +162,7 @@ def test_a_shuffling_operator_of_the_user_gets_its_rows_by_partition(
     documents.transform().embed("hash").upsert(tmp_path / "index")
     plan = compile_workflow(workflow, site=site(), ranks=2)
     assert [operator.name for operator in plan.stages[0].operators if operator.shuffle] == ["keep"]
-    assert ("load", "keep", "mpi-alltoall") in edges(plan)
+    assert ("load", "keep", "mpi-shuffle") in edges(plan)
 
 
 def test_input_is_balanced_over_ranks_by_size(tmp_path: Path, site: MakeSite, ingestion: Ingestion) -> None:
@@ -180,7 +216,7 @@ def test_the_work_is_the_same_on_other_ranks_and_in_other_stages(
 
 def test_ranks_may_be_named_by_operator(docs: Path, site: MakeSite, ingestion: Ingestion) -> None:
     plan = compile_workflow(ingestion(docs), site=site(cores=4), ranks={"embed": 3}, fuse=False)
-    assert [stage.ranks for stage in plan.stages] == [4, 4, 3, 4]
+    assert [stage.ranks for stage in plan.stages] == [1, 1, 3, 1]
     assert compile_workflow(ingestion(docs), site=site(cores=4), ranks={"embed": 3}).stages[0].ranks == 3
     with pytest.raises(PlacementError, match="load, transform, embed, upsert share a stage"):
         compile_workflow(ingestion(docs), site=site(), ranks={"embed": 3, "load": 2})
@@ -190,6 +226,14 @@ def test_ranks_may_be_named_by_operator(docs: Path, site: MakeSite, ingestion: I
 
 def test_by_default_every_core_of_the_site_has_a_rank(docs: Path, site: MakeSite, ingestion: Ingestion) -> None:
     assert compile_workflow(ingestion(docs), site=site(cores=3, nodes=2)).stages[0].ranks == 6
+    streaming = compile_workflow(ingestion(docs), site=site(cores=10, nodes=2), fuse=False)
+    assert [stage.ranks for stage in streaming.stages] == [4, 4, 4, 4]
+
+
+def test_cores_that_are_left_go_to_those_who_embed(docs: Path, site: MakeSite, ingestion: Ingestion) -> None:
+    plan = compile_workflow(ingestion(docs), site=site(cores=12), ranks=2, fuse=False)
+    assert [stage.cores for stage in plan.stages] == [1, 1, 3, 1]
+    assert [stage.operators[0].workers for stage in plan.stages] == [1, 1, 3, 2]
 
 
 @pytest.mark.parametrize("ranks", [0, -1])

@@ -50,12 +50,13 @@ operators = st.builds(
 )  # fmt: skip
 stages = st.builds(
     Stage, name=names, operators=st.lists(operators, max_size=2).map(tuple), domain=names, ranks=st.integers(1, 8),
-    accelerated=st.booleans(), after=st.lists(names, max_size=2).map(tuple),
+    cores=st.integers(1, 8), accelerated=st.booleans(), upstream=st.none() | names,
     owners=st.lists(st.integers(0, 7), max_size=4).map(tuple), communicator=names,
 )  # fmt: skip
 edges = st.builds(
-    Edge, source=names, target=names, primitive=names, bound=st.integers(0, 9), bytes=st.integers(0, 2**50)
-)
+    Edge, source=names, target=names, primitive=names, routing=names, bound=st.integers(0, 9),
+    buffer_bytes=st.integers(0, 2**30), bytes=st.integers(0, 2**50),
+)  # fmt: skip
 plans = st.builds(
     Plan, site=names, partitions=st.integers(1, 99), stages=st.lists(stages, max_size=3).map(tuple),
     edges=st.lists(edges, max_size=3).map(tuple), listing=st.none(),

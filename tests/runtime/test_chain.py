@@ -12,7 +12,7 @@ from aaflow.dataplane.communicator import SerialCommunicator
 from aaflow.errors import EmbedderMismatch
 from aaflow.index import IndexSpec, Stage, Writer
 from aaflow.operators.operator import Item, Pattern
-from aaflow.runtime.chain import DropCommitted, RankContext, chain_of, readers_of
+from aaflow.runtime.chain import DropCommitted, RankContext, chain_of
 from aaflow.runtime.engine import run_chain
 from aaflow.runtime.trace import OperatorTrace
 from aaflow.scheduling.site import Node, Site
@@ -113,8 +113,8 @@ def test_a_rank_refuses_another_model_than_the_one_of_the_plan(ingestion: Callab
 
 def test_stages_know_who_reads_them(ingestion: Callable[..., Plan]) -> None:
     plan = ingestion(fuse=False)
-    assert [reader.name for reader in readers_of(plan.stages, plan.stages[0])] == ["transform"]
-    assert readers_of(plan.stages, plan.stages[-1]) == []
+    assert [reader.name for reader in plan.readers(plan.stages[0])] == ["transform"]
+    assert plan.readers(plan.stages[-1]) == []
     with writer(plan) as held:
         assert [names(plan, held.epoch, stage) for stage in range(4)] == [
             ["load"],

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +12,7 @@ from hypothesis import strategies as st
 from aaflow import schema
 from aaflow.dataplane.communicator import SerialCommunicator
 from aaflow.operators.operator import Item
-from aaflow.runtime.shuffle import BATCH_ROWS, HandOver, OutputFile, Shuffle, TakeOver, by_partition
+from aaflow.runtime.shuffle import BATCH_ROWS, Shuffle, by_partition
 
 ROWS = pa.schema([("partition", pa.int32()), ("n", pa.int64())])
 PARTITIONS = 6
@@ -58,7 +56,7 @@ def check_owned(given: Work, received: list[list[Item]]) -> None:
     for rank, items in enumerate(received):
         owned = [partition for partition, owner in enumerate(owners) if owner == rank]
         ended = [(item.tranche, item.partition) for item in items if item.last]
-        assert ended == [(tranche, partition) for tranche in range(len(tranches)) for partition in owned]
+        assert ended == [(tranche, partition) for tranche in range(len(tranches)) for partition in [*owned, -1]]
         for tranche, by_rank in enumerate(tranches):
             sent = [row for batches in by_rank for batch in batches for row in batch]
             for partition in owned:
@@ -114,53 +112,15 @@ def test_a_shuffle_brings_every_row_to_the_owner_of_its_partition(given: Work) -
     check_owned(given, received)
 
 
-@given(work, st.integers(1, 4))
-def test_files_between_stages_bring_every_row_to_the_owner_of_its_partition(given: Work, readers: int) -> None:
-    tranches, owners = given
-    owners = [owner % readers for owner in owners]
-    with tempfile.TemporaryDirectory() as folder:
-        edge = Path(folder, "edge")
-        for rank in range(len(tranches[0])):
-            out = HandOver(edge, rank, owners, readers, ROWS)
-            for item in items_of(tranches, rank):
-                out.write(item)
-            out.close()
-        received = [list(TakeOver(edge, rank, owners, len(tranches))) for rank in range(readers)]
-    check_owned((tranches, owners), received)
-
-
 def test_a_rank_that_reads_nothing_takes_part_in_every_exchange() -> None:
     shuffle = Shuffle(SerialCommunicator(), [0] * PARTITIONS, 2, ROWS)
     items = list(shuffle(iter([Item(1, -1, rows_of([(3, 7)]))])))
-    assert [item.tranche for item in items if item.last] == [0] * PARTITIONS + [1] * PARTITIONS
+    assert [item.tranche for item in items if item.last] == [0] * (PARTITIONS + 1) + [1] * (PARTITIONS + 1)
     assert [item.rows["n"].to_pylist() for item in items if item.rows is not None] == [[7]]
 
 
 def test_big_partitions_leave_in_batches() -> None:
     table = pa.Table.from_batches([rows_of([(2, n) for n in range(BATCH_ROWS + 1)])])
-    items = list(by_partition(0, table, schema.NOTICES.empty_table(), [2]))
+    items = list(by_partition(0, {2: table}, {}, [2]))
     assert [item.rows.num_rows for item in items if item.rows is not None] == [BATCH_ROWS, 1]
-    assert [item.last for item in items] == [False, False, True]
-
-
-def test_rows_that_belong_to_no_partition_stay_with_their_rank(tmp_path: Path) -> None:
-    plain = pa.schema([("n", pa.int64())])
-    for rank in range(3):
-        out = HandOver(tmp_path / "edge", rank, [0, 1], 2, plain)
-        out.write(Item(0, -1, pa.record_batch([[rank]], schema=plain)))
-        out.close()
-    taken = [list(TakeOver(tmp_path / "edge", rank, [0, 1], 1)) for rank in range(2)]
-    values = [[n for item in items if item.rows is not None for n in item.rows["n"].to_pylist()] for items in taken]
-    assert values == [[0, 2], [1]]
-    assert all(item.partition == -1 for items in taken for item in items)
-
-
-def test_the_output_of_a_rank_is_an_arrow_file_of_its_schema_even_if_empty(tmp_path: Path) -> None:
-    out = OutputFile(tmp_path / "s.0.arrow", ROWS)
-    out.write(Item(0, 1, rows_of([(1, 5), (1, 6)])))
-    out.write(Item(0, 1, last=True))
-    out.close()
-    OutputFile(tmp_path / "s.1.arrow", ROWS).close()
-    read = [pa.ipc.open_file(tmp_path / f"s.{rank}.arrow").read_all() for rank in range(2)]
-    assert read[0]["n"].to_pylist() == [5, 6]
-    assert (read[1].num_rows, read[1].schema) == (0, ROWS)
+    assert [(item.partition, item.last) for item in items] == [(2, False), (2, False), (2, True), (-1, True)]

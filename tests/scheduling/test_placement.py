@@ -21,9 +21,12 @@ def site(nodes=1, cores=4, accelerators=0, oversubscribe=False):
     )  # fmt: skip
 
 
+def stage(name, ranks, cores=1, accelerated=False):
+    return Stage(name, (), "cpu-partition", ranks, cores, accelerated, None, (0,) * 4, "mpi")
+
+
 def plan(ranks, accelerated=False):
-    stage = Stage("s", (), "cpu-partition", ranks, accelerated, (), (0,) * 4, "mpi")
-    return Plan("test", 4, (stage,), (), None, None)
+    return Plan("test", 4, (stage("s", ranks, accelerated=accelerated),), (), None, None)
 
 
 @given(st.integers(1, 6), st.integers(1, 16), st.integers(1, 40))
@@ -39,6 +42,27 @@ def test_ranks_that_fit_get_cores_of_their_own_in_contiguous_blocks_of_nodes(nod
     assert len(set(pinned)) == len(pinned)
     assert all(slot.cores and slot.node < nodes for slot in slots)
     assert [slot.node for slot in slots] == sorted(slot.node for slot in slots)
+
+
+@given(st.integers(1, 4), st.lists(st.integers(1, 12), min_size=1, max_size=5), st.data())
+def test_stages_that_stream_to_each_other_have_disjoint_slots(nodes, ranks, data):
+    per_node = [-(-count // nodes) for count in ranks]
+    cores = [data.draw(st.integers(1, 3)) for _ in ranks]
+    stages = tuple(stage(f"s{i}", *of) for i, of in enumerate(zip(ranks, cores, strict=True)))
+    there = site(nodes, sum(n * c for n, c in zip(per_node, cores, strict=True)))
+    placement = place(Plan("test", 4, stages, (), None, None), there)
+    pinned = [(slot.node, core) for group in placement.slots.values() for slot in group for core in slot.cores]
+    assert len(set(pinned)) == len(pinned)
+    assert not placement.oversubscribed
+
+
+def test_stages_that_do_not_fit_together_are_refused_and_told_how_they_would():
+    both = Plan("test", 4, (stage("a", 3), stage("b", 3)), (), None, None)
+    with pytest.raises(PlacementError, match=r"'a' 3, 'b' 3.*6 a node.*4 cores.*at most 2 ranks of each"):
+        place(both, site(cores=4))
+    crowded = place(both, site(cores=2, oversubscribe=True))
+    assert crowded.oversubscribed
+    assert [slot.cores for slot in crowded.slots["b"]] == [(1,), (0,), (1,)]
 
 
 def test_a_plan_that_does_not_fit_says_what_would():

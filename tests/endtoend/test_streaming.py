@@ -1,0 +1,98 @@
+"""Stages as concurrent task groups: which form an edge takes, how memory stays bounded, who is blamed for a failure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.compute as pc
+import pytest
+
+import aaflow
+from aaflow.errors import StageError
+from aaflow.pilot import LocalPilot
+from aaflow.scheduling.sitefile import load_site
+
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(180)]
+
+
+class TwoNames(LocalPilot):
+    """Starts groups on two host names that are both this machine, as if they were nodes."""
+
+    def start(self, placement: aaflow.Placement, lease: Any) -> None:
+        super().start(replace(placement, site=replace(placement.site, nodes=1)), lease)
+
+
+@pytest.fixture
+def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> aaflow.Site:
+    """A site of two nodes, whose second is this machine under another name."""
+    names = tmp_path / "nodes"
+    names.write_text("localhost\n127.0.0.1\n")
+    monkeypatch.setenv("PBS_NODEFILE", str(names))
+    monkeypatch.setenv("HYDRA_LAUNCHER", "fork")  # no ssh to the second name
+    return replace(load_site("local"), nodes=2)
+
+
+def test_ranks_of_different_nodes_stream_over_sockets(workspace: Any, two_nodes: aaflow.Site) -> None:
+    reference = workspace.ingest(index="reference", ranks=1)
+    plan = workspace.compile(index="index", ranks=2, fuse=False)
+    placement = aaflow.place(plan, two_nodes)
+    apart = {stage: [slot.node for slot in slots] for stage, slots in placement.slots.items()}
+    assert set(map(tuple, apart.values())) == {(0, 1)}
+    result = aaflow.run(placement, TwoNames(), run_folder=workspace.folder / "runs")
+    assert workspace.info("index").digest == workspace.info("reference").digest
+    assert result.notices.num_rows == reference.notices.num_rows
+    assert "shared memory, socket" in replace(plan, slots=placement.slots).explain()
+
+
+@pytest.mark.parametrize("ranks", [{"load": 1, "transform": 3, "embed": 2, "upsert": 1}, {"load": 3, "upsert": 2}])
+def test_stages_may_have_different_ranks(ranks: dict[str, int], workspace: Any) -> None:
+    workspace.ingest(index="reference", ranks=1)
+    results = [workspace.ingest(index=f"index{n}", ranks=ranks, fuse=False) for n in range(2)]
+    assert workspace.info("index0").digest == workspace.info("reference").digest
+    assert results[0].logical_digest == results[1].logical_digest
+
+
+SLOW = """
+import time
+
+def slowly(rows):
+    time.sleep(0.05)
+    return rows
+"""
+
+
+def test_a_slow_stage_holds_the_ones_before_it_back(tmp_path: Path, user_module: Callable[[str], str]) -> None:
+    lines = "".join(json.dumps({"text": f"{n} " + "word " * 400}) + "\n" for n in range(40_000))
+    (tmp_path / "records.jsonl").write_text(lines)  # 80 MB
+    workflow = aaflow.Workflow()
+    documents = workflow.load(tmp_path / "records.jsonl")
+    documents.apply(f"{user_module(SLOW)}:slowly", name="slow")
+    placement = aaflow.place(aaflow.compile(workflow, site="local", ranks=1, fuse=False), "local")
+    result = aaflow.run(placement, "local", run_folder=tmp_path / "runs")
+    assert result.output().num_rows == 40_000
+    trace = result.trace()
+    blocked = pc.sum(trace.filter(pc.equal(trace["operator"], "load"))["blocked"]).as_py()
+    assert blocked > 0.2 * result.timings["load"]["work"] * 1e9
+    peak = json.loads((result.folder / "results" / "load.0.json").read_text())["peak_mebibytes"]
+    assert peak < 400
+
+
+BROKEN = """
+def broken(rows):
+    raise ValueError("not to my taste")
+"""
+
+
+def test_the_stage_that_failed_is_blamed_and_not_its_neighbours(
+    workspace: Any, user_module: Callable[[str], str]
+) -> None:
+    workflow = aaflow.Workflow()
+    chunks = workflow.load(workspace.docs).transform().apply(f"{user_module(BROKEN)}:broken", name="picky")
+    chunks.embed("hash", dimension=8).upsert(workspace.folder / "index")
+    placement = aaflow.place(aaflow.compile(workflow, site="local", ranks=2, fuse=False), "local")
+    with pytest.raises(StageError, match=r"stage 'picky' failed on rank .*not to my taste"):
+        aaflow.run(placement, "local", run_folder=workspace.folder / "runs")
