@@ -155,8 +155,7 @@ class Endpoint:
 
     def cancel(self) -> None:
         """Wake everything that waits on this rank's edges with :class:`EdgeCancelled`; peers see this rank as lost."""
-        who = f"rank {self._rank} of stage {self._stage!r} gave its edges up"
-        self._reactor.fail(lambda: EdgeCancelled(who))
+        self._reactor.fail(EdgeCancelled(f"rank {self._rank} of stage {self._stage!r} gave its edges up"))
 
     def close(self) -> None:
         """End all edges of this rank.
@@ -180,8 +179,8 @@ class Endpoint:
                     clean = True
         finally:
             self._reactor.stop(_LINGER if clean else 0)
-            for sender in senders:
-                sender.drop()
+            for channel in self._channels():
+                channel.drop()
             for path in self._published:
                 path.unlink(missing_ok=True)
 

@@ -50,14 +50,10 @@ class SharedMemory:
         descriptor = os.memfd_create("aaflow-edge", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(descriptor, 0o600)
+            _require_available(size, size)
             for start in range(0, size, _STEP):
                 step = min(_STEP, size - start)
-                if available_memory() < step + _SPARE:
-                    raise EdgeError(
-                        f"{size >> 20} MiB of shared memory can't be reserved: {start >> 20} MiB in, the node or "
-                        f"this task's control group has {available_memory() >> 20} MiB left; use fewer or smaller "
-                        "buffers, fewer ranks on a node, or ask the batch system for more memory"
-                    )
+                _require_available(step, size)  # other ranks reserve at the same time
                 os.posix_fallocate(descriptor, start, step)
             fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
             memory = cls(descriptor, size, writable=True)
@@ -86,6 +82,11 @@ class SharedMemory:
             os.close(own)
         memory.descriptor = -1
         return memory
+
+    @property
+    def handle(self) -> tuple[int, int, int]:
+        """Descriptor, inode and size: with the pid, what :meth:`open` needs."""
+        return self.descriptor, self.inode, self.size
 
     def touch(self) -> None:
         """Have every page mapped and, by its owner, zeroed: the first touch costs about 10 times a later write."""
@@ -128,11 +129,18 @@ class Releases:
     def __init__(self) -> None:
         self.wakeup = Wakeup()
         self._items: deque[tuple[Any, int]] = deque()
+        self._open = True
 
     def add(self, item: tuple[Any, int]) -> None:
         """Takes no lock, as the garbage collector may call it anywhere."""
-        self._items.append(item)
-        self.wakeup.ring()
+        if self._open:
+            self._items.append(item)
+            self.wakeup.ring()
+
+    def close(self) -> None:
+        """Nobody is interested any more."""
+        self._open = False
+        self._items.clear()
 
     def take(self) -> list[tuple[Any, int]]:
         """Everything added so far."""
@@ -166,6 +174,15 @@ def leased(array: Bytes, lease: Lease) -> pa.Buffer:
     view = array.view(_Leased)
     view.lease = lease
     return pa.py_buffer(view)
+
+
+def _require_available(size: int, whole: int) -> None:
+    left = available_memory()
+    if left < size + _SPARE:
+        raise EdgeError(
+            f"{whole >> 20} MiB of shared memory can't be reserved: the node, or this process's control group, has "
+            f"{left >> 20} MiB left; use fewer or smaller buffers or fewer ranks on a node, or ask for more memory"
+        )
 
 
 def available_memory() -> int:

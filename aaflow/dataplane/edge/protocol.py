@@ -1,19 +1,19 @@
-"""The words that the two ends of a channel say to each other over ZeroMQ.
+"""The words that the two ends of a channel say to each other over ZeroMQ, each the first byte of its frame.
 
 ======== ======== ==========================================================================================
-word     from     frames after it
+word     from     what follows
 ======== ======== ==========================================================================================
 HELLO    sender   JSON: who it is, the edge's schemas and bounds, where its shared memory is
-READY    receiver none
+READY    receiver nothing
 REFUSED  receiver why, as text
-DATA     sender   JSON (numbers of what to release, layout), tag, then frames with the rest
-END      sender   none
+DATA     sender   see :func:`pack_data`; frames with large buffers
+END      sender   nothing
 RELEASE  receiver int64: numbers of the buffers or messages that nothing refers to any more
-DONE     receiver none: everything up to END was taken
+DONE     receiver nothing: everything up to END was taken
 ======== ======== ==========================================================================================
 
 Numbers 0 to buffers - 1 are the buffers of shared memory; larger ones are messages that have memory of their own;
-:data:`SMALL` is any message that travels as a whole in its frame.
+:data:`SMALL` is any message whose data travels in the frame of the word.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,22 @@ SMALL = -1
 #: Payload that travels with the control message, at most, and how many such messages may be untaken.
 SMALL_BYTES = 64 << 10
 SMALL_MESSAGES = 64
+
+_LENGTHS = struct.Struct("<HI")
+
+
+def pack_data(tag: bytes, record: Any, body: bytes) -> bytes:
+    """The frame of DATA: tag, a JSON record (what to release, where the batches lie) and a small message's data."""
+    text = json.dumps(record).encode()
+    return b"".join((DATA, _LENGTHS.pack(len(tag), len(text)), tag, text, body))
+
+
+def unpack_data(frame: bytes) -> tuple[bytes, Any, bytes]:
+    """The inverse of :func:`pack_data`."""
+    start = 1 + _LENGTHS.size
+    tag, text = _LENGTHS.unpack_from(frame, 1)
+    body = start + tag + text
+    return frame[start : start + tag], json.loads(frame[start + tag : body]), frame[body:]
 
 
 @dataclass(frozen=True)

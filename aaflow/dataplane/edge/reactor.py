@@ -6,6 +6,7 @@ the kernel tells at once when a process of this node dies.
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 #: A peer that answers no heartbeat for this long is taken for dead; with the time between heartbeats under 5 s.
 HEARTBEAT_MILLISECONDS = 1000
-SILENCE_MILLISECONDS = 3500
+SILENCE_MILLISECONDS = 3000
 
 _WATCHED = (
     zmq.EVENT_HANDSHAKE_SUCCEEDED
@@ -70,12 +71,12 @@ class Reactor:
         self._keys = keys
         self._encrypted = encrypted
         self._wakeup = self.releases.wakeup
-        self._failure: Callable[[], Exception] | None = None
+        self._failure: EdgeError | None = None
         self._todo: deque[Callable[[], None]] = deque()
         self._channels: dict[zmq.Socket[bytes], Channel] = {}
         self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
         self._poller = zmq.Poller()
-        self._linger: int | None = None
+        self._stopped = False
         self._zap = self.context.socket(zmq.REP)
         self._zap.bind(_ZAP)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -114,7 +115,7 @@ class Reactor:
 
     def remove(self, socket: zmq.Socket[bytes]) -> None:
         """Close a socket that was added; unsent messages are dropped."""
-        self._do(lambda: self._close(socket, 0))
+        self._do(lambda: self._close(socket))
 
     def post(self, socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
         """Send a message; large frames are not copied. Never blocks."""
@@ -125,7 +126,7 @@ class Reactor:
         if threading.current_thread() is not self._thread:
             self._wakeup.ring()
 
-    def fail(self, failure: Callable[[], Exception]) -> None:
+    def fail(self, failure: EdgeError) -> None:
         """Wake all waiters, now and later, with an error; the first one counts."""
         with self.changed:
             if self._failure is None:
@@ -140,7 +141,7 @@ class Reactor:
     def check(self) -> None:
         """Raise what the reactor failed with, if it did."""
         if self._failure is not None:
-            raise self._failure()
+            raise copy.copy(self._failure)
 
     def wait(self, ready: Callable[[], T | None], timeout: float | None = None) -> T | None:
         """Sleep until ``ready`` gives something, which is returned; None when the time is over.
@@ -175,25 +176,26 @@ class Reactor:
         """
 
         def run() -> None:
-            self._linger = linger
+            self._stopped = True
 
+        self.fail(EdgeError("the endpoint of these edges is closed"))
         self._do(run)
         self._thread.join()
-        self.context.term()
+        self.context.destroy(linger)
+        # Channels and reactor refer to each other; memory should not wait for the garbage collector.
+        self._channels.clear()
+        self._monitors.clear()
+        self._todo.clear()
+        self.releases.close()
 
     def _run(self) -> None:
         try:
             self._poller.register(self._wakeup.descriptor, zmq.POLLIN)
             self._poller.register(self._zap, zmq.POLLIN)
-            while self._linger is None:
+            while not self._stopped:
                 self._turn()
         except Exception as error:
-            problem = f"the I/O thread of the edges failed: {error!r}"
-            self.fail(lambda: EdgeError(problem))
-        finally:
-            for socket in list(self._channels):
-                self._close(socket, self._linger or 0)
-            self._zap.close(0)
+            self.fail(EdgeError(f"the I/O thread of the edges failed: {error!r}"))
 
     def _turn(self) -> None:
         """Sleep until something happens, and see to it."""
@@ -251,7 +253,7 @@ class Reactor:
         if socket in self._channels:
             socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
-    def _close(self, socket: zmq.Socket[bytes], linger: int) -> None:
+    def _close(self, socket: zmq.Socket[bytes]) -> None:
         if self._channels.pop(socket, None) is None:
             return
         monitor = next(monitor for monitor, watched in self._monitors.items() if watched is socket)
@@ -260,4 +262,4 @@ class Reactor:
         self._poller.unregister(monitor)
         socket.disable_monitor()
         monitor.close(0)
-        socket.close(linger)
+        socket.close(0)

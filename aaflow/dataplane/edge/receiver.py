@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 
@@ -83,7 +82,7 @@ class Inbox:
         except (EdgeError, OSError, ValueError) as error:
             text = f"{self.spec}: rank {self._own_rank} of {self.spec.target!r} refuses rank {self.rank} of "
             text += f"{self.spec.source!r}: {error}"
-            self._post([protocol.REFUSED, text.encode()])
+            self._post([protocol.REFUSED + text.encode()])
             raise EdgeError(text) from error
         self._post([protocol.READY])
         self.up = True
@@ -123,16 +122,15 @@ class Inbox:
 
     def release(self, numbers: list[int]) -> None:
         """Tell the producer that nothing refers to these any more."""
-        self._post([protocol.RELEASE, np.array(numbers, np.int64).tobytes()])
+        self._post([protocol.RELEASE + np.array(numbers, np.int64).tobytes()])
 
     def _post(self, frames: list[bytes]) -> None:
         assert self._socket is not None
         self._reactor.post(self._socket, frames)
 
-    def lost(self, why: str) -> PeerLost:
-        """The error that says that the producer is gone."""
+    def _lost(self) -> PeerLost:
         return PeerLost(
-            f"{self.spec}: rank {self.rank} of stage {self.spec.source!r} {why} before the end of its stream to "
+            f"{self.spec}: rank {self.rank} of stage {self.spec.source!r} is gone before the end of its stream to "
             f"rank {self._own_rank} of {self.spec.target!r}; see the log of stage {self.spec.source!r} for why",
             stage=self.spec.source,
             rank=self.rank,
@@ -149,7 +147,7 @@ class Inbox:
         if descriptor == self._descriptor and not self._complete:
             assert self._socket is not None
             self._reactor.remove(self._socket)
-            self._reactor.fail(lambda: self.lost("is gone"))
+            self._reactor.fail(self._lost())
 
     def on_released(self, number: int) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
@@ -157,25 +155,37 @@ class Inbox:
 
     def on_frames(self, frames: list[zmq.Frame]) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
-        word = frames[0].bytes
+        frame = frames[0].bytes
+        word = frame[:1]
         if word == protocol.DATA:
-            self.queue.append((next(self._order), Incoming(self, frames)))
+            self._receive(frame, frames[1:])
         elif word == protocol.END:
             self._complete = True
             self.queue.append((next(self._order), None))
         elif word == protocol.HELLO:
             self._descriptor = int(frames[0].get(zmq.SRCFD))
-            self.hello = frames[1].bytes
+            self.hello = frame[1:]
+
+    def _receive(self, frame: bytes, frames: list[zmq.Frame]) -> None:
+        try:
+            self.queue.append((next(self._order), Incoming(self, frame, frames)))
+        except OSError as error:
+            why = f"{self.spec}: the shared memory of a large message of rank {self.rank} can't be opened: {error}"
+            self._reactor.fail(EdgeError(why))
+
+    def drop(self) -> None:
+        """Let go of the memory; what was taken stays."""
+        self.queue.clear()
+        self._memory = None
 
 
 class Incoming:
     """A message that came; decoded by whoever takes it."""
 
-    def __init__(self, inbox: Inbox, frames: list[zmq.Frame]) -> None:
+    def __init__(self, inbox: Inbox, frame: bytes, frames: list[zmq.Frame]) -> None:
         self._inbox = inbox
-        self._numbers, own, self._sizes, self._layouts = json.loads(frames[1].bytes)
-        self._tag = frames[2].bytes
-        self._frames = frames[3:]
+        self._tag, (self._numbers, own, self._sizes, self._layouts), self._body = protocol.unpack_data(frame)
+        self._frames = frames
         # Mapped at once: its producer may end as soon as everything has come.
         self._own = SharedMemory.open(inbox.process, *own) if own is not None else None
 
@@ -199,7 +209,7 @@ class Incoming:
         memories: dict[int, pa.Buffer] = {}
         for number in self._numbers:
             if number == protocol.SMALL:
-                memories[number] = pa.py_buffer(self._frames[0].bytes)
+                memories[number] = pa.py_buffer(self._body)
                 inbox.release([number])
             elif number < inbox.spec.buffers:
                 memories[number] = leased(inbox.buffer(number), inbox.lease(number))

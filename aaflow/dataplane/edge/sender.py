@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -165,7 +164,7 @@ class Sender:
             self._reactor.wait(lambda: True if self._small < protocol.SMALL_MESSAGES else None)
             self._small += 1
             self._hold(numbers)
-            self._post_data([protocol.SMALL, *numbers], parts, tag, [pa.py_buffer(body)])
+            self._post_data([protocol.SMALL, *numbers], parts, tag, body=body.tobytes())
 
     def _send_frames(self, tag: bytes, parts: Sequence[Encoded | None], frames: list[pa.Buffer]) -> None:
         for part in parts:
@@ -183,7 +182,7 @@ class Sender:
         with self._reactor.changed:
             self._reactor.wait(self._own_memory_allowed)
             number = self._new_number(None)
-            self._post_data([number], parts, tag, frames)
+            self._post_data([number], parts, tag, frames=frames)
 
     def _send_shared(self, tag: bytes, parts: Sequence[Encoded | None], size: int) -> None:
         located = _located(parts)
@@ -200,11 +199,11 @@ class Sender:
         try:
             if index in self._own_memory:
                 self._own_memory[index] = memory = SharedMemory.reserve(size)
-                target, extra = memory.array, [memory.descriptor, memory.inode, size]
+                target, own = memory.array, memory.handle
             else:
                 assert self._memory is not None
                 first = index * self._buffer_bytes
-                target, extra = self._memory.array[first : first + self._buffer_bytes], None
+                target, own = self._memory.array[first : first + self._buffer_bytes], None
             _write(parts, index, target, start)
         except BaseException:
             with self._reactor.changed:
@@ -214,10 +213,17 @@ class Sender:
             raise
         with self._reactor.changed:
             self._reactor.check()
-            self._post_data(sorted(numbers), parts, tag, [], extra)
+            self._post_data(sorted(numbers), parts, tag, own=own)
 
     def _post_data(
-        self, numbers: list[int], parts: Sequence[Encoded | None], tag: bytes, frames: Sequence[Any], extra: Any = None
+        self,
+        numbers: list[int],
+        parts: Sequence[Encoded | None],
+        tag: bytes,
+        *,
+        frames: Sequence[pa.Buffer] = (),
+        own: tuple[int, int, int] | None = None,
+        body: bytes = b"",
     ) -> None:
         layouts = [None if part is None else part.to_json() for part in parts]
         pieces: list[Any] = []
@@ -225,7 +231,7 @@ class Sender:
             starts = range(0, frame.size, FRAME_BYTES)
             pieces += [frame.slice(at, min(FRAME_BYTES, frame.size - at)) for at in starts] or [b""]
         sizes = [frame.size for frame in frames]
-        self._post([protocol.DATA, json.dumps([numbers, extra, sizes, layouts]).encode(), tag, *pieces])
+        self._post([protocol.pack_data(tag, [numbers, own, sizes, layouts], body), *pieces])
 
     def _post(self, frames: Sequence[Any]) -> None:
         assert self._socket is not None, "the endpoint was not connected"
@@ -299,7 +305,7 @@ class Sender:
         if self._form is Form.SHARED_MEMORY:
             self._memory = SharedMemory.reserve(self._buffer_bytes * len(self._buffers))
             self._memory.touch()
-            memory = (self._memory.descriptor, self._memory.inode, self._memory.size)
+            memory = self._memory.handle
         self._hello = protocol.Hello.of_this_process(self._own_rank, self._form, self._spec, memory).to_bytes()
 
     def connect(self, socket: zmq.Socket[bytes], address: str) -> None:
@@ -328,12 +334,13 @@ class Sender:
         for memory in (self._memory, *self._own_memory.values()):
             if memory is not None:
                 memory.close_descriptor()
+        self._memory = None
+        self._own_memory.clear()
 
-    def lost(self, why: str) -> PeerLost:
-        """The error that says that the receiver is gone."""
+    def _lost(self) -> PeerLost:
         return PeerLost(
-            f"{self._spec}: rank {self.rank} of stage {self._spec.target!r} {why} before it had taken everything from "
-            f"rank {self._own_rank} of {self._spec.source!r}; see the log of stage {self._spec.target!r} for why",
+            f"{self._spec}: rank {self.rank} of stage {self._spec.target!r} is gone before it had taken everything "
+            f"from rank {self._own_rank} of {self._spec.source!r}; see the log of stage {self._spec.target!r} for why",
             stage=self._spec.target,
             rank=self.rank,
         )
@@ -341,7 +348,7 @@ class Sender:
     def on_connected(self) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
         self.connected = True
-        self._post([protocol.HELLO, self._hello])
+        self._post([protocol.HELLO + self._hello])
 
     def on_refused(self) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
@@ -352,7 +359,7 @@ class Sender:
         if self.connected and not self._done:
             assert self._socket is not None
             self._reactor.remove(self._socket)
-            self._reactor.fail(lambda: self.lost("is gone"))
+            self._reactor.fail(self._lost())
 
     def on_released(self, number: int) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
@@ -360,17 +367,17 @@ class Sender:
 
     def on_frames(self, frames: list[zmq.Frame]) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
-        word = frames[0].bytes
+        frame = frames[0].bytes
+        word = frame[:1]
         if word == protocol.RELEASE:
-            for number in np.frombuffer(frames[1].bytes, np.int64).tolist():
+            for number in np.frombuffer(frame, np.int64, offset=1).tolist():
                 self._release(number)
         elif word == protocol.READY:
             self.up = True
             if self._memory is not None:
                 self._memory.close_descriptor()
         elif word == protocol.REFUSED:
-            why = frames[1].bytes.decode()
-            self._reactor.fail(lambda: EdgeError(why))
+            self._reactor.fail(EdgeError(frame[1:].decode()))
         elif word == protocol.DONE:
             self._done = True
             assert self._socket is not None
