@@ -75,7 +75,7 @@ def split_by_partition(rows: Rows) -> dict[int, Rows]:
     partition = rows.column("partition").to_numpy()
     order = np.argsort(partition, kind="stable")
     ordered = rows.take(pa.array(order))
-    starts = np.flatnonzero(np.diff(partition[order], prepend=-1)).tolist()
+    starts: list[int] = np.flatnonzero(np.diff(partition[order], prepend=-1)).tolist()
     ends = [*starts[1:], rows.num_rows]
     return {
         int(partition[order[start]]): ordered.slice(start, end - start)

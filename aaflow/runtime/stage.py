@@ -103,6 +103,7 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
         functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device, wiring.allocate))
         traced = [(OperatorTrace(name), function) for name, function in functions]
         traces = [trace for trace, _ in traced]
+        wiring.count_blocked = traces[-1].count_blocked
         wiring.connect()
         ready, cpu = time.time(), time.process_time()
         with _Progress(folder, f"{stage_name}.{comm.rank}", traces):

@@ -89,6 +89,11 @@ class OperatorTrace:
                 self._start = time.time_ns()
         self.ended = True
 
+    def count_blocked(self, nanoseconds: int) -> None:
+        """The operator waited for room while it worked on a batch: for memory of the edge that its rows go to."""
+        self._blocked += nanoseconds
+        self._start += nanoseconds  # what a batch is blocked for lies before its start
+
     def table(self, stage: str, rank: int) -> pa.Table:
         """The rows of :data:`TRACE`."""
         count = len(self._rows)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from types import TracebackType
 
 import numpy as np
@@ -27,6 +28,7 @@ class Wiring:
 
     Attributes:
         inlet: items from the stage before; none for a stage that reads no other.
+        count_blocked: told how many nanoseconds :meth:`allocate` waited for room.
     """
 
     def __init__(self, folder: RunFolder, placement: Placement, stage: Stage, rank: int) -> None:
@@ -40,6 +42,7 @@ class Wiring:
             address = interface_address(placement.site.interface)
             self._endpoint = Endpoint(folder.path, stage.name, rank, address=address)
         self.inlet: Iterable[Item] = self._inlet()
+        self.count_blocked: Callable[[int], None] = lambda _: None
         self._in_place: Forward | None = None
         self._outlets = [self._outlet(reader) for reader in self._readers]
         given = stage.operators[-1].output
@@ -57,7 +60,11 @@ class Wiring:
 
     def allocate(self, size: int) -> pa.Buffer:
         """Memory for a large column of the next items: that of the edge where they leave by one, else of this rank."""
-        given = self._in_place.allocate(size) if self._in_place is not None else None
+        if self._in_place is None:
+            return pa.allocate_buffer(size)
+        before = time.time_ns()
+        given = self._in_place.allocate(size)
+        self.count_blocked(time.time_ns() - before)
         return given if given is not None else pa.allocate_buffer(size)
 
     def drain(self, items: Iterable[Item]) -> None:

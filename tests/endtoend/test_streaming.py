@@ -81,6 +81,28 @@ def test_a_slow_stage_holds_the_ones_before_it_back(tmp_path: Path, user_module:
     assert peak < 400
 
 
+STALL = """
+import time
+
+def stall(rows):
+    time.sleep(8)
+    return rows
+"""
+
+
+def test_a_stage_that_waits_sleeps(tmp_path: Path, user_module: Callable[[str], str]) -> None:
+    (tmp_path / "one.txt").write_text("one document")
+    workflow = aaflow.Workflow()
+    stalled = workflow.load(tmp_path / "one.txt").apply(f"{user_module(STALL)}:stall", name="stall")
+    stalled.transform(name="idle")
+    placement = aaflow.place(aaflow.compile(workflow, site="local", ranks=2, fuse=False), "local")
+    result = aaflow.run(placement, "local", run_folder=tmp_path / "runs")
+    told = [json.loads((result.folder / "results" / f"idle.{rank}.json").read_text()) for rank in range(2)]
+    seconds, used = max((each["ended"] - each["ready"], each["cpu"]) for each in told)
+    assert seconds > 7
+    assert used < 0.02 * seconds
+
+
 BROKEN = """
 def broken(rows):
     raise ValueError("not to my taste")

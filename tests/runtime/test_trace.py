@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pyarrow as pa
 
-from aaflow.runtime.trace import TRACE, busy_seconds, logical_digest, read_trace, to_chrome
+from aaflow.operators.operator import Item
+from aaflow.runtime.trace import TRACE, OperatorTrace, busy_seconds, logical_digest, read_trace, to_chrome
 
 
 def trace(*rows):
@@ -43,3 +45,19 @@ def test_chrome_events_have_microseconds_and_one_thread_per_rank_and_operator():
 
 def test_a_run_without_a_trace_reads_as_an_empty_one(tmp_path):
     assert read_trace(tmp_path).num_rows == 0
+
+
+def test_waiting_for_memory_of_an_edge_counts_as_blocked_and_not_as_work():
+    operator = OperatorTrace("embed")
+
+    def work(items):
+        for item in items:
+            before = time.time_ns()
+            time.sleep(0.2)
+            operator.count_blocked(time.time_ns() - before)
+            yield item
+
+    list(operator.record(work, iter([Item(0, 0, pa.record_batch([[1]], ["n"]))])))
+    recorded = operator.table("s", 0)
+    assert recorded["blocked"][0].as_py() >= 0.2e9
+    assert busy_seconds(recorded)["embed"] < 0.1
