@@ -144,7 +144,8 @@ def plain_buffers(array: pa.Array) -> list[pa.Buffer] | None:
     if array.null_count:
         return None
     if pa.types.is_fixed_size_list(kind):
-        return plain_buffers(array.flatten())
+        # Not flatten(): that of pyarrow 9 gives the values of all rows, also for a slice.
+        return plain_buffers(array.values.slice(array.offset * kind.list_size, len(array) * kind.list_size))
     if _is_fixed_width(kind):
         width = kind.bit_width // 8
         return [_cut(array.buffers()[1], array.offset * width, len(array) * width)]
