@@ -91,7 +91,7 @@ def _hits(
 def hits_json(hits: pa.Table) -> list[dict[str, Any]]:
     """Hits as JSON values; identifiers in hexadecimal."""
     rows = []
-    for row in hits.drop_columns(["query_id"]).to_pylist():
+    for row in hits.drop(["query_id"]).to_pylist():
         row["chunk_id"] = row["chunk_id"].hex()
         row["content_hash"] = row["content_hash"].hex()
         rows.append(row)

@@ -67,7 +67,7 @@ def write_segment(path: Path, partition: int, name: str, rows: pa.Table, spec: I
         rows=rows.num_rows,
         documents=pc.count_distinct(rows["doc_id"]).as_py(),
         bytes=data.size,
-        digest=digest_hex(row_digest_sum(rows.drop_columns("created"))),
+        digest=digest_hex(row_digest_sum(rows.drop(["created"]))),
         file_digest=file_digest(data),
         norm=norm,
     )
@@ -123,12 +123,15 @@ def dead_rows(path: Path, segment: Segment) -> Rows:
 def vectors_of(batch: pa.RecordBatch) -> Floats:
     """The vectors of ``batch``, float32 [rows, dimension], in place."""
     column = batch.column("vector")
-    return cast(Floats, column.flatten().to_numpy(zero_copy_only=True).reshape(len(column), column.type.list_size))
+    size = column.type.list_size
+    # Not flatten(): that of pyarrow 9 gives the values of all rows, also for a slice.
+    values = column.values.slice(column.offset * size, len(column) * size)
+    return cast(Floats, values.to_numpy(zero_copy_only=True).reshape(len(column), size))
 
 
 def digest_of(path: Path, partition: int, segment: Segment, rows: Rows) -> str:
     """Digest of some rows of a segment, hexadecimal."""
-    table = read_table(path / segment_file(partition, segment.id)).drop_columns("created")
+    table = read_table(path / segment_file(partition, segment.id)).drop(["created"])
     return digest_hex(row_digest_sum(table.take(pa.array(rows))))
 
 

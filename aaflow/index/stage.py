@@ -98,7 +98,7 @@ class Stage:
         if rows is not None and rows.num_rows:
             reduced, duplicates = sort_and_reduce(self._checked(rows, partition), partition)
             created = pa.scalar(datetime.datetime.now(datetime.timezone.utc), CREATED.type)
-            reduced = reduced.drop_columns("partition").append_column(CREATED, pa.repeat(created, reduced.num_rows))
+            reduced = reduced.drop(["partition"]).append_column(CREATED, pa.repeat(created, reduced.num_rows))
             segment_name = f"{self._epoch:06d}-{tranche:06d}-{uuid.uuid4().hex[:12]}"
             segment = write_segment(self._path, partition, segment_name, reduced, self.spec)
             said.append(duplicates)

@@ -70,12 +70,22 @@ class Apply:
         if not isinstance(result, pa.RecordBatch):
             raise WorkflowError(f"operator {self._name!r} gave {type(result).__name__}, not a pyarrow.RecordBatch")
         try:
-            return result.select(self._output.names).cast(self._output)
-        except (KeyError, pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
+            return pa.RecordBatch.from_arrays([_column(result, field) for field in self._output], schema=self._output)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, ValueError) as error:
             raise WorkflowError(
                 f"operator {self._name!r} promised the columns {_columns(self._output)} "
                 f"and gave {_columns(result.schema)}: {error}"
             ) from error
+
+
+def _column(rows: pa.RecordBatch, field: pa.Field) -> pa.Array:
+    at = rows.schema.get_field_index(field.name)
+    if at < 0:
+        raise ValueError(f"column {field.name!r} is missing, or there are several")
+    column = rows.column(at).cast(field.type)
+    if column.null_count and not field.nullable:
+        raise ValueError(f"column {field.name!r} has {column.null_count} null(s), which it must not have")
+    return column
 
 
 def _columns(schema: pa.Schema) -> str:

@@ -272,18 +272,18 @@ def _split(files: _Files, keep: list[int], options: LoadOptions) -> pa.Table:
             start.append(low)
             end.append(high)
     taken = pa.array(index, pa.int64())
-    columns = {name: pa.array(values).take(taken) if values else [] for name, values in vars(files).items()}
-    records = pc.is_in(pa.array(columns["format"], pa.string()), pa.array(sorted(RECORD_FORMATS)))
-    partition = partition_of(pa.array(columns["source"], pa.string()), options.partitions)
+    columns = {name: pa.array(values, LISTING.field(name).type).take(taken) for name, values in vars(files).items()}
+    records = pc.is_in(columns["format"], pa.array(sorted(RECORD_FORMATS)))
+    partition = partition_of(columns["source"], options.partitions)
     columns |= {
-        "size": pc.max_element_wise(pa.array(columns["size"], pa.int64()), 0),
-        "start": start,
-        "end": end,
+        "size": pc.max_element_wise(columns["size"], 0),
+        "start": pa.array(start, pa.int64()),
+        "end": pa.array(end, pa.int64()),
         "records": records,
         "partition": pc.if_else(records, pa.scalar(-1, pa.int32()), partition),
-        "tranche": np.zeros(len(index), dtype=np.int32),
+        "tranche": pa.array(np.zeros(len(index), dtype=np.int32)),
     }
-    return pa.table({f.name: pa.array(columns[f.name], f.type) for f in LISTING}, schema=LISTING)
+    return pa.table([columns[name] for name in LISTING.names], schema=LISTING)
 
 
 def _ranges(files: _Files, at: int, options: LoadOptions) -> Iterator[tuple[int, int]]:

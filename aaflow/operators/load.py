@@ -29,7 +29,7 @@ class Load:
         whole_first = pc.if_else(pieces["records"], 1, 0)
         keyed = pieces.append_column("_records", whole_first)
         order = [(name, "ascending") for name in ("tranche", "_records", "partition", "source", "start")]
-        self._pieces = keyed.sort_by(order).drop_columns(["_records"])
+        self._pieces = keyed.sort_by(order).drop(["_records"])
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """The documents, by tranche; what comes in is not looked at.

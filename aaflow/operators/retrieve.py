@@ -28,8 +28,12 @@ def vectors_of(rows: pa.Table | pa.RecordBatch) -> npt.NDArray[np.float32]:
     column = rows["vector"] if isinstance(rows, pa.RecordBatch) else rows["vector"].combine_chunks()
     if isinstance(column, pa.ChunkedArray):
         column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    flat: npt.NDArray[np.float32] = column.flatten().to_numpy(zero_copy_only=False)
-    return flat.reshape(-1, column.type.list_size)
+    size = column.type.list_size
+    # Not flatten(): that of pyarrow 9 gives the values of all rows, also for a slice.
+    flat: npt.NDArray[np.float32] = column.values.slice(column.offset * size, len(column) * size).to_numpy(
+        zero_copy_only=False
+    )
+    return flat.reshape(-1, size)
 
 
 def embed_queries(embedder: Embedder, texts: Sequence[str]) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aaflow.errors import InputError
+from aaflow.errors import DependencyError, InputError
 from aaflow.hashing import sha256, sha256_rows
 from aaflow.operators import splitters
 from aaflow.operators.operator import Item
@@ -85,10 +86,19 @@ class TransformOptions:
 
 
 class Transform:
-    """Splits the documents of every item into chunks; a document without any is reported as skipped."""
+    """Splits the documents of every item into chunks; a document without any is reported as skipped.
+
+    Raises:
+        DependencyError: this pyarrow does not normalise as it should.
+    """
 
     def __init__(self, options: TransformOptions) -> None:
         self._options = options
+        if options.normalise != "none" and pc.utf8_normalize(pa.array(["e\u0301"]), form="NFC")[0].as_py() != "\u00e9":
+            raise DependencyError(
+                f"transform: normalise={options.normalise!r} needs a newer pyarrow than {pa.__version__} of "
+                f"{sys.executable}, whose NFC is NFD: upgrade it, or use normalise='none'"
+            )
         self._tokens = splitters.Tokens(options.model) if options.splitter == "tokens" and options.model else None
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:

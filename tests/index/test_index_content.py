@@ -52,7 +52,7 @@ def test_the_digest_is_that_of_the_rows_in_any_segmentation_and_order(kit, sizes
             }
         ],
     )
-    rows = kit.rows_of(docs, SPEC).drop_columns("partition")
+    rows = kit.rows_of(docs, SPEC).drop(["partition"])
     assert info.digest == digest_hex(row_digest_sum(rows))
     assert (info.documents, info.chunks) == (len(docs), rows.num_rows)
 

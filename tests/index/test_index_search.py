@@ -19,7 +19,7 @@ METRICS = ["cosine", "ip", "l2"]
 def block_of(vectors, ids=None, first=0):
     rows = len(vectors)
     ids = np.arange(rows) if ids is None else ids
-    batch = pa.record_batch({"chunk_id": pa.array([int(i).to_bytes(16, "big") for i in ids], pa.binary(16))})
+    batch = pa.RecordBatch.from_pydict({"chunk_id": pa.array([int(i).to_bytes(16, "big") for i in ids], pa.binary(16))})
     return Block(0, batch, first, np.ascontiguousarray(vectors, dtype=np.float32))
 
 
@@ -118,8 +118,8 @@ def test_answers_are_bit_identical_for_any_segmentation_number_of_queries_ranks_
     assert sum(index.info().tombstones for index in indices) > 0
     for index in indices:
         assert same(index.search(queries, 10), expected)
-        single = [index.search(queries[n : n + 1], 10).drop_columns("query_id") for n in range(30)]
-        assert same(pa.concat_tables(single).combine_chunks(), expected.drop_columns("query_id").combine_chunks())
+        single = [index.search(queries[n : n + 1], 10).drop(["query_id"]) for n in range(30)]
+        assert same(pa.concat_tables(single).combine_chunks(), expected.drop(["query_id"]).combine_chunks())
         for ranks in (2, 3, 8):
             shards = deal_partitions(index.manifest.rows(), ranks)
             local = [index.search(queries, 10, partitions=shard) for shard in shards]

@@ -65,7 +65,7 @@ def test_files_that_a_living_writer_is_about_to_name_are_no_problem(filled, run,
 
 def forge(path, rows, spec, partition=0):
     """Publish a generation whose only segment has ``rows`` and whose manifest agrees with it."""
-    rows = rows.drop_columns("partition").append_column(CREATED, pa.array([0] * rows.num_rows, CREATED.type))
+    rows = rows.drop(["partition"]).append_column(CREATED, pa.array([0] * rows.num_rows, CREATED.type))
     segment = write_segment(path, partition, "forged", rows, spec)
     parts = [()] * spec.partitions
     parts[partition] = (segment,)

@@ -97,7 +97,7 @@ def test_rows_that_do_not_fit_are_refused_by_name(run, spec, kit, corpus):
         with pytest.raises(VectorIndexError, match="vector: fixed_size_list"):
             stage.commit(0, 0, kit.rows_of(corpus, IndexSpec(9, partitions=4)), None)
         with pytest.raises(VectorIndexError, match="missing"):
-            stage.commit(0, 0, rows.drop_columns("text"), None)
+            stage.commit(0, 0, rows.drop(["text"]), None)
         assert stage.committed() == set()
 
 

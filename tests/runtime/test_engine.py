@@ -12,7 +12,7 @@ from aaflow.runtime.trace import OperatorTrace
 
 
 def batch(*values: int) -> pa.RecordBatch:
-    return pa.record_batch({"n": pa.array(values, pa.int64())})
+    return pa.RecordBatch.from_pydict({"n": pa.array(values, pa.int64())})
 
 
 def numbers(count: int) -> Iterator[Item]:

@@ -20,6 +20,7 @@ NOT_BLANK = r"[^\t\n\f\r ]"
 BATCH_ROWS = 4096
 BATCH_BYTES = 4 * MIB
 
+_DATE = r"^\d{4}-\d\d-\d\d$"
 _ZONED = r":\d\d(?:\.\d+)?(?:Z|[+-]\d\d(?::?\d\d)?)$"
 _TYPE_NAMES = {
     "bool": "truth value",
@@ -140,6 +141,9 @@ def _is_number(kind: pa.DataType) -> bool:
 
 def _parse_trimmed(text: pa.Array, kind: pa.DataType) -> pa.Array:
     text = pc.utf8_trim_whitespace(text)
+    if pa.types.is_date32(kind):  # pyarrow before 14 reads times of strings, but no dates
+        days = pc.if_else(pc.match_substring_regex(text, _DATE), text, pa.scalar(None, pa.string()))
+        return _cast_each(days, pa.timestamp("s")).cast(kind)
     if not pa.types.is_timestamp(kind):
         return _cast_each(text, kind)
     zoned = pc.match_substring_regex(text, _ZONED)
