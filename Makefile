@@ -1,8 +1,8 @@
 # make run, make test, make lint, make bench: each first sets up .venv when it is missing or out of date.
-# Another interpreter: make PYTHON=python3.12 …   An MPI of your own: make EXTRAS=models,bench,test,lint …
+# Another interpreter: make PYTHON=python3.12 …   An MPI of your own: make EXTRAS=models,test,lint …
 
 PYTHON ?= python3
-EXTRAS ?= mpich,models,bench,test,lint
+EXTRAS ?= mpich,models,test,lint
 comma := ,
 VENV := $(CURDIR)/.venv
 STAMP := $(VENV)/.aaflow-$(subst $(comma),-,$(EXTRAS))
@@ -69,7 +69,16 @@ format: $(STAMP)
 	ruff check --fix .
 	ruff format .
 
-bench: $(STAMP)
+# The peers are large: nothing else needs them.
+PEERS := $(STAMP)-bench
+
+$(PEERS): $(STAMP)
+	@echo "Installing the benchmarks' peers into .venv"
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+		--constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+bench: $(PEERS)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; python $$program; done
 
 # The universal resolution holds for Python 3.10 to 3.13. torch is pinned by hand: its newest release is not always the

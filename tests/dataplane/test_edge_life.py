@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -185,6 +186,37 @@ def test_batches_outlive_both_endpoints(tmp_path: Path, form: Form) -> None:
         kept = take(receiver)
     assert kept.batches[0].equals(rows(300))
     del kept
+
+
+@FORMS
+def test_batches_are_released_after_their_sender_has_left(tmp_path: Path, form: Form) -> None:
+    write_edge_keys(tmp_path)
+    with contextlib.ExitStack() as stack:
+        consumer = stack.enter_context(Endpoint(tmp_path, "upsert", 0, address="127.0.0.1"))
+        receiver = consumer.receive_from(edge(), {0: form, 1: form})
+        producers = [Endpoint(tmp_path, "embed", rank, address="127.0.0.1") for rank in (0, 1)]
+        senders = [end.send_to(edge(), {0: form})[0] for end in producers]
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(lambda end: end.connect(20), (consumer, *producers)))
+            senders[0].send(Message(b"", (rows(300),)))
+            senders[0].end()
+            left = pool.submit(producers[0].close)
+            kept = receiver.take({0})
+            assert receiver.take({0}) == (0, None)
+            left.result(10)
+            time.sleep(0.2)  # for its connection to be gone here as well
+            assert kept[1] is not None
+            assert kept[1].batches[0].equals(rows(300))
+            del kept
+            time.sleep(0.2)
+            senders[1].send(Message(b"", (rows(7),)))
+            senders[1].end()
+            left = pool.submit(producers[1].close)
+            _, message = receiver.take()
+            assert message is not None
+            assert message.batches[0].equals(rows(7))
+            assert receiver.take() == (1, None)
+            left.result(10)
 
 
 @FORMS

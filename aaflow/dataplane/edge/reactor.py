@@ -6,6 +6,7 @@ the kernel tells at once when a process of this node dies.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import threading
 from collections import deque
@@ -251,7 +252,10 @@ class Reactor:
 
     def _send(self, socket: zmq.Socket[bytes], frames: Sequence[Any]) -> None:
         if socket in self._channels:
-            socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            # Nobody to send to: the peer is gone, and the end of its connection tells whether that matters. One that
+            # has delivered everything leaves before the last of its batches is released.
+            with contextlib.suppress(zmq.Again):
+                socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
     def _close(self, socket: zmq.Socket[bytes]) -> None:
         if self._channels.pop(socket, None) is None:
