@@ -263,7 +263,11 @@ def _check(pilot: Pilot, waiting: Sequence[str], folder: RunFolder) -> None:
 def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:
     """Make what the ranks committed the next generation; give its number and what this input's documents met."""
     published = writer.publish(
-        plan.work_key, sources=plan.tables["sources"], pruned=plan.tables["pruned"], units=expected_units(plan)
+        plan.work_key,
+        sources=plan.tables["sources"],
+        pruned=plan.tables["pruned"],
+        again=plan.tables["again"]["source"].combine_chunks(),
+        units=expected_units(plan),
     )
     with open_index(writer.path) as index:
         sources = index.sources()

@@ -13,7 +13,8 @@ import pyarrow as pa
 #: Metadata fields that every index has: what most formats know about a document.
 DEFAULT_METADATA: Mapping[str, str] = {"title": "string"}
 
-_METADATA_TYPES: dict[str, pa.DataType] = {
+#: The types that a metadata field can have, by the names that workflows use.
+METADATA_TYPES: Mapping[str, pa.DataType] = {
     "string": pa.string(),
     "int64": pa.int64(),
     "float64": pa.float64(),
@@ -34,9 +35,37 @@ def metadata_type(fields: Mapping[str, str] | None = None) -> pa.StructType:
     """
     named = {**DEFAULT_METADATA, **(fields or {})}
     for name, type_name in named.items():
-        if type_name not in _METADATA_TYPES:
-            raise ValueError(f"metadata field {name!r}: unknown type {type_name!r}; use {', '.join(_METADATA_TYPES)}")
-    return pa.struct([pa.field(name, _METADATA_TYPES[named[name]]) for name in sorted(named)])
+        if type_name not in METADATA_TYPES:
+            raise ValueError(f"metadata field {name!r}: unknown type {type_name!r}; use {', '.join(METADATA_TYPES)}")
+    return pa.struct([pa.field(name, METADATA_TYPES[named[name]]) for name in sorted(named)])
+
+
+def metadata_fields(kind: pa.StructType) -> dict[str, str]:
+    """The inverse of :func:`metadata_type`: field name to type name.
+
+    Raises:
+        ValueError: a field has a type that :func:`metadata_type` doesn't give.
+    """
+    names = {known: name for name, known in METADATA_TYPES.items()}
+    strange = [field for field in kind if field.type not in names]
+    if strange:
+        raise ValueError(f"metadata field {strange[0].name!r} is {strange[0].type}; use {', '.join(METADATA_TYPES)}")
+    return {field.name: names[field.type] for field in kind}
+
+
+def metadata_type_name(kind: pa.DataType) -> str | None:
+    """The name of the metadata type that holds values of a type; None where none does."""
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind):
+        return "string"
+    if pa.types.is_integer(kind):
+        return "int64"
+    if pa.types.is_floating(kind):
+        return "float64"
+    if pa.types.is_boolean(kind):
+        return "bool"
+    if pa.types.is_date(kind):
+        return "date"
+    return "timestamp" if pa.types.is_timestamp(kind) else None
 
 
 def documents(metadata: Mapping[str, str] | None = None) -> pa.Schema:
@@ -101,7 +130,8 @@ def embedded(dimension: int, metadata: Mapping[str, str] | None = None) -> pa.Sc
 
 
 #: What happened to one document beside becoming rows. ``kind``: ``skipped`` (not indexed, ``reason`` says why),
-#: ``conflict`` (a metadata value that does not fit its type became null) or ``kept`` (unchanged in the index).
+#: ``conflict`` (a metadata value that does not fit its type became null), ``duplicate`` (dropped, wholly or some of its
+#: chunks, since another document has the same) or ``kept`` (unchanged in the index).
 NOTICES = pa.schema(
     [
         pa.field("kind", pa.string(), nullable=False),

@@ -10,13 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
 from aaflow import schema
 from aaflow.errors import WorkflowError
 from aaflow.operators.operator import Domain, Operator, Pattern
+
+if TYPE_CHECKING:
+    import pyarrow.compute as pc
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,13 @@ class Stream:
             raise WorkflowError(f"operator {self.operator.name!r} gives no rows: nothing can follow it")
         return self.operator.output
 
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The fields of the rows' ``metadata``, name to type name; those of the workflow where rows have none."""
+        names = self.schema.names
+        kind = self.schema.field("metadata").type if "metadata" in names else None
+        return schema.metadata_fields(kind) if isinstance(kind, pa.StructType) else self.workflow.metadata
+
     def transform(self, *, name: str = "transform", **options: Any) -> Stream:
         """Split documents into chunks; options of :class:`aaflow.operators.transform.TransformOptions`."""
         return self._then(
@@ -44,8 +54,8 @@ class Stream:
                 name=name,
                 kind="transform",
                 function="aaflow.operators.transform:Transform",
-                input=schema.documents(self.workflow.metadata),
-                output=schema.chunks(self.workflow.metadata),
+                input=schema.documents(self.metadata),
+                output=schema.chunks(self.metadata),
                 pattern=Pattern.EMBARRASSINGLY_PARALLEL,
                 domain=Domain.CPU_PARTITION,
                 options=options,
@@ -129,7 +139,7 @@ class Stream:
                 name=name,
                 kind="upsert",
                 function="aaflow.operators.upsert:Upsert",
-                input=schema.embedded(dimension, self.workflow.metadata),
+                input=schema.embedded(dimension, self.metadata),
                 output=None,
                 pattern=Pattern.SHUFFLE_REDUCE,
                 domain=Domain.BATCH_WRITE,
@@ -162,6 +172,78 @@ class Stream:
                 options={"index": str(folder), "k": k, "backend": backend},
             )
         )
+
+    def filter(self, where: str | pc.Expression, *, name: str = "filter") -> Stream:
+        """Keep the rows for which ``where`` is true; where it is false or null they leave.
+
+        Args:
+            where: a text of :mod:`aaflow.operators.expressions`, such as ``metadata.year >= 2000``, or an expression
+                of pyarrow that Substrait can hold.
+            name: name of the operator.
+
+        Raises:
+            WorkflowError: it is no expression, or does not fit the rows; the text names their columns.
+        """
+        from aaflow.operators.declare import declare_filter
+
+        return self._then(declare_filter(name, self.schema, where))
+
+    def join(
+        self,
+        table: str | Path,
+        *,
+        on: str,
+        key: str | None = None,
+        columns: Sequence[str] | None = None,
+        name: str = "join",
+    ) -> Stream:
+        """Add columns of a table to the ``metadata`` of documents or chunks; a left join.
+
+        A row whose key the table lacks gets nulls, or keeps its own values of fields that it has already. New fields
+        get the types of the table's columns; the table's values of declared ones are cast to the declared types.
+
+        Args:
+            table: a CSV, TSV, Parquet, Arrow or JSON lines file, which rank 0 reads; its bytes belong to the plan.
+            on: column of the rows, such as ``source`` or ``metadata.isbn``.
+            key: column of the table that it must equal; by default of the same name.
+            columns: those to add; by default all but the key.
+            name: name of the operator.
+
+        Raises:
+            WorkflowError: the table can't be read, a column is missing, or a key occurs twice; the text says which.
+        """
+        from aaflow.operators.declare import declare_join
+
+        return self._then(declare_join(name, self.schema, table, on, key, columns))
+
+    def deduplicate(self, *, name: str = "deduplicate") -> Stream:
+        """Keep one document, or after ``transform`` one chunk, for each content hash, over the whole run.
+
+        What the index holds and this run leaves as it is wins, then the lowest document id (and ordinal). It gives
+        nothing before it has seen all rows, which it keeps in a file of the run folder.
+
+        Raises:
+            WorkflowError: the rows are neither documents nor chunks.
+        """
+        from aaflow.operators.declare import declare_deduplicate
+
+        return self._then(declare_deduplicate(name, self.schema))
+
+    def aggregate(self, by: Sequence[str], values: Mapping[str, str], *, name: str = "aggregate") -> Stream:
+        """Group all rows of the run; one row a group, by rising key.
+
+        Args:
+            by: expressions of the keys, such as ``["source_type", "metadata.year"]``; empty for one group of all rows.
+            values: column to ``count()``, ``count(x)``, ``sum(x)``, ``min(x)``, ``max(x)`` or ``mean(x)`` of an
+                expression; nulls are left out. Sums and means do not depend on the order of the rows.
+            name: name of the operator.
+
+        Raises:
+            WorkflowError: a key or value does not fit the rows, or two columns have one name.
+        """
+        from aaflow.operators.declare import declare_aggregate
+
+        return self._then(declare_aggregate(name, self.schema, by, values))
 
     def apply(
         self,

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from aaflow.cli.options import (
     ChunkSizeOption,
+    DeduplicateOption,
     DimOption,
     EmbedderOption,
     EncodingOption,
@@ -18,19 +19,23 @@ from aaflow.cli.options import (
     HiddenOption,
     IdColumnOption,
     IndexOption,
+    JoinOption,
     JsonOption,
     MaxRecordOption,
     MetadataOption,
+    OnOption,
     OverlapOption,
     PartitionsOption,
     Paths,
     PilotOption,
     PruneOption,
     RanksOption,
+    Rows,
     RunFolderOption,
     SiteOption,
     SplitterOption,
     TextColumnOption,
+    WhereOption,
 )
 from aaflow.cli.output import notices_json, print_json, print_notices
 from aaflow.cli.progress import watch_progress
@@ -58,6 +63,10 @@ def ingest(
     text_column: TextColumnOption = None,
     id_column: IdColumnOption = None,
     metadata: MetadataOption = None,
+    join: JoinOption = None,
+    on: OnOption = None,
+    where: WhereOption = None,
+    deduplicate: DeduplicateOption = None,
     format_: FormatOption = None,
     encoding: EncodingOption = None,
     hidden: HiddenOption = False,
@@ -68,7 +77,7 @@ def ingest(
     """Build or update an index from documents."""
     workflow = ingestion(
         paths, index, embedder=embedder, dimension=dim, prune=prune, partitions=partitions,
-        metadata=parse_metadata(metadata or []),
+        metadata=parse_metadata(metadata or []), join=_joining(join, on), where=where, deduplicate=deduplicate,
         transform=_given(splitter=splitter, size=chunk_size, overlap=overlap),
         load=_given(text_columns=text_column or None, id_column=id_column, format=format_, encoding=encoding,
                     hidden=hidden or None, max_record_bytes=max_record_bytes),
@@ -82,10 +91,11 @@ def ingest(
         print_json(summary)
         return
     listing = placement.plan.listing
+    twice = f", duplicates in {len(summary['duplicates'])} document(s)" if summary["duplicates"] else ""
     same = f", {listing.unchanged} file(s) unchanged" if listing is not None and listing.unchanged else ""
     console.print(
         f"{summary['documents']} documents, {summary['chunks']} chunks in {index} "
-        f"(generation {summary['generation']}{same}), {result.seconds:.1f} s",
+        f"(generation {summary['generation']}{same}{twice}), {result.seconds:.1f} s",
         soft_wrap=True,
     )
     print_notices(console, summary["skipped"], result.folder)
@@ -100,15 +110,30 @@ def ingestion(
     prune: bool = False,
     partitions: int | None = None,
     metadata: dict[str, str] | None = None,
+    join: dict[str, Any] | None = None,
+    where: str | None = None,
+    deduplicate: Rows | None = None,
     transform: dict[str, Any] | None = None,
     load: dict[str, Any] | None = None,
 ) -> Workflow:
-    """The workflow ``load → transform → embed → upsert``."""
+    """The workflow ``load → transform → embed → upsert``, with ``join``, ``filter``, ``deduplicate`` after ``load``.
+
+    Chunks are deduplicated after ``transform``.
+    """
     workflow = Workflow(metadata=metadata or {})
     chunking = dict(transform or {})
     if chunking.get("splitter") == "tokens" and embedder != "hash":
         chunking.setdefault("model", embedder)
-    chunks = workflow.load(paths, **(load or {})).transform(**chunking)
+    documents = workflow.load(paths, **(load or {}))
+    if join is not None:
+        documents = documents.join(**join)
+    if where is not None:
+        documents = documents.filter(where)
+    if deduplicate is Rows.DOCUMENTS:
+        documents = documents.deduplicate()
+    chunks = documents.transform(**chunking)
+    if deduplicate is Rows.CHUNKS:
+        chunks = chunks.deduplicate()
     chunks.embed(embedder, dimension=dimension).upsert(index, prune=prune, partitions=partitions)
     return workflow
 
@@ -129,6 +154,22 @@ def parse_metadata(fields: list[str]) -> dict[str, str]:
     return parsed
 
 
+def _joining(table: Path | None, on: str | None) -> dict[str, Any] | None:
+    """The arguments of :meth:`aaflow.workflow.Stream.join`.
+
+    Raises:
+        InputError: one of the two options is missing.
+    """
+    if table is None and on is None:
+        return None
+    if table is None or on is None:
+        raise InputError(
+            "--join TABLE and --on COLUMN go together: the column of documents that meets one of the table"
+        )
+    column, _, key = on.partition("=")
+    return {"table": table, "on": column.strip(), "key": key.strip() or None}
+
+
 def ingest_summary(result: RunResult, index: Path) -> dict[str, Any]:
     """What ``aaflow ingest --json`` prints."""
     with open_index(index) as opened:
@@ -138,6 +179,7 @@ def ingest_summary(result: RunResult, index: Path) -> dict[str, Any]:
         "chunks": info.chunks,
         "skipped": notices_json(result, "skipped"),
         "conflicts": notices_json(result, "conflict"),
+        "duplicates": notices_json(result, "duplicate"),
         "seconds": round(result.seconds, 3),
         "index": str(Path(index).absolute()),
         "generation": info.generation,
@@ -162,6 +204,10 @@ def plan(
     text_column: TextColumnOption = None,
     id_column: IdColumnOption = None,
     metadata: MetadataOption = None,
+    join: JoinOption = None,
+    on: OnOption = None,
+    where: WhereOption = None,
+    deduplicate: DeduplicateOption = None,
     format_: FormatOption = None,
     encoding: EncodingOption = None,
     hidden: HiddenOption = False,
@@ -171,7 +217,7 @@ def plan(
     """Show what an ingestion with these options would do, and on which slots; start nothing."""
     workflow = ingestion(
         paths, index, embedder=embedder, dimension=dim, prune=prune, partitions=partitions,
-        metadata=parse_metadata(metadata or []),
+        metadata=parse_metadata(metadata or []), join=_joining(join, on), where=where, deduplicate=deduplicate,
         transform=_given(splitter=splitter, size=chunk_size, overlap=overlap),
         load=_given(text_columns=text_column or None, id_column=id_column, format=format_, encoding=encoding,
                     hidden=hidden or None, max_record_bytes=max_record_bytes),

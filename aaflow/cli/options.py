@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from pathlib import Path
 from typing import Annotated
 
@@ -45,6 +46,26 @@ OverlapOption = Annotated[int | None, typer.Option(help="Overlap of two chunks, 
 TextColumnOption = Annotated[list[str] | None, typer.Option(help="Columns of records that are text; may be repeated.")]
 IdColumnOption = Annotated[str | None, typer.Option(help="Column of records that names a document.")]
 MetadataOption = Annotated[list[str] | None, typer.Option(help="name:type of a metadata field; may be repeated.")]
+WhereOption = Annotated[
+    str | None,
+    typer.Option("--where", help="Keep documents for which this is true, such as 'metadata.year >= 2000'."),
+]
+JoinOption = Annotated[Path | None, typer.Option("--join", help="Table whose columns become metadata of documents.")]
+OnOption = Annotated[
+    str | None, typer.Option("--on", help="What --join meets by: COLUMN of documents, or COLUMN=KEY of the table.")
+]
+
+
+class Rows(str, enum.Enum):
+    """What can be deduplicated."""
+
+    DOCUMENTS = "documents"
+    CHUNKS = "chunks"
+
+
+DeduplicateOption = Annotated[
+    Rows | None, typer.Option("--deduplicate", help="Keep one of those that have the same content.")
+]
 FormatOption = Annotated[str | None, typer.Option("--format", help="Read every file as this format.")]
 EncodingOption = Annotated[str | None, typer.Option(help="Encoding of text and records; UTF-8 by default.")]
 HiddenOption = Annotated[bool, typer.Option("--hidden", help="Read files whose names begin with a dot, too.")]

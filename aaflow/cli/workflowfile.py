@@ -24,6 +24,10 @@ else:
     import tomli as tomllib
 
 
+#: Methods of a stream that add an operator, by the kind that a file names.
+_FOLLOWING = ("transform", "embed", "upsert", "retrieve", "apply", "filter", "join", "deduplicate", "aggregate")
+
+
 def run_file(
     workflow: Annotated[Path, typer.Argument(help="TOML file with a table for each operator.", show_default=False)],
     site: SiteOption = None,
@@ -88,7 +92,7 @@ def _add(workflow: Workflow, stream: Stream | None, options: dict[str, Any], whe
     try:
         if kind in starts:
             return starts[kind](**options)
-        if kind not in ("transform", "embed", "upsert", "retrieve", "apply"):
+        if kind not in _FOLLOWING:
             raise WorkflowError(f"{where}: unknown kind {kind!r}")
         if stream is None:
             raise WorkflowError(f"{where}: {kind!r} needs rows to read; start with load or queries")

@@ -20,6 +20,7 @@ from aaflow.operators.embedders import describe_embedder
 from aaflow.operators.listing import LoadOptions, cut_tranches, list_inputs, split_sizes
 from aaflow.operators.operator import Operator
 from aaflow.operators.transform import TransformOptions
+from aaflow.schema import DEFAULT_METADATA
 
 #: Bytes of input in one tranche: what a run that is cut short may have to repeat.
 TRANCHE_BYTES = 64 << 20
@@ -62,6 +63,8 @@ class Inputs:
         pruned: root, source of the files that are gone from the given roots.
         unchanged: files that the index holds as they are.
         roots: absolute URIs that sources are relative to.
+        again: sources of dropped duplicates, which have to be looked at again; those that are not in ``listing``, by a
+            later run.
     """
 
     operator: str
@@ -71,6 +74,7 @@ class Inputs:
     pruned: pa.Table
     unchanged: int
     roots: tuple[str, ...]
+    again: pa.Array
 
     @property
     def digest(self) -> str:
@@ -94,7 +98,7 @@ class Inputs:
         """By name, the Arrow files that travel with the plan."""
         roots = pa.table({"root": pa.array(self.roots, pa.string())})
         named = {"listing": self.listing, "notices": self.notices, "sources": self.sources, "pruned": self.pruned}
-        return {**named, "roots": roots}
+        return {**named, "roots": roots, "again": pa.table({"source": self.again})}
 
 
 def load_options(operator: Operator | PlannedOperator, partitions: int) -> LoadOptions:
@@ -140,13 +144,31 @@ def index_target(ordered: Sequence[Operator], metadata: Mapping[str, str]) -> In
             metric=upsert.options["metric"],
             embedder=fingerprint,
             transform=chunking,
-            metadata=dict(metadata),
+            metadata=_metadata(metadata, chain),
+            relational=_relational(chain),
         )
     except ValueError as error:
         raise WorkflowError(f"operator {upsert.name!r}: {error}") from error
     if known is not None:
         known.require(spec, path)
     return IndexTarget(path, known or spec, known is not None, bool(upsert.options["prune"]))
+
+
+def _metadata(declared: Mapping[str, str], chain: Sequence[Operator]) -> dict[str, str]:
+    """The metadata of the rows of an index: what the workflow declared and what tables added."""
+    joined = [operator.options["fields"] for operator in chain if operator.kind == "join"]
+    added = {name: kind for fields in joined for name, kind in fields.items() if name not in DEFAULT_METADATA}
+    return {**declared, **added}
+
+
+def _relational(chain: Sequence[Operator]) -> tuple[str, ...]:
+    kinds = ("filter", "join", "deduplicate")
+    found = [operator for operator in reversed(chain) if operator.kind in kinds]
+    if not found:
+        return ()
+    from aaflow.operators.declare import described
+
+    return tuple(described(operator) for operator in found)
 
 
 def _spec_of(path: Path) -> IndexSpec | None:
@@ -186,19 +208,25 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
     listed = list_inputs(loads[0].options["paths"], options)
     roots = tuple(sorted({*listed.roots, *pc.unique(listed.table["root"]).to_pylist()}))
     table, unchanged, pruned = listed.table, 0, listed.table.select(["root", "source"]).slice(0, 0)
+    again = pa.array([], pa.string())
     if target is not None and target.exists:
         with open_index(target.path) as opened:
-            known = opened.sources()
+            known, remembered = opened.sources(), opened.notices()
         same = _is_in(table.select(_SOURCE_COLUMNS), known.select(_SOURCE_COLUMNS))
-        unchanged = len(set(table.filter(pa.array(same))["uri"].to_pylist()))
         if target.prune:
             mine = known.filter(pc.is_in(known["root"], pa.array(listed.roots, pa.string()))).select(["root", "source"])
             gone = ~_is_in(mine, listed.table.select(["root", "source"])) & ~_out_of_sight(mine, listed.notices)
             pruned = mine.filter(pa.array(gone))
+        changed = table["source"].filter(pa.array(~same))
+        if pruned.num_rows or pc.any(pc.is_in(changed, known["source"].combine_chunks())).as_py():
+            # What a duplicate lost against may leave, so its file is looked at again, in this run or in a later one.
+            again = pc.unique(remembered["source"].filter(pc.equal(remembered["kind"], "duplicate")))
+            same &= ~pc.is_in(table["source"], again).to_numpy()
+        unchanged = len(set(table.filter(pa.array(same))["uri"].to_pylist()))
         table = table.filter(pa.array(~same))
     table = cut_tranches(table, TRANCHE_BYTES)
     sources = table.select(_SOURCE_COLUMNS).group_by(_SOURCE_COLUMNS).aggregate([]).select(_SOURCE_COLUMNS)
-    return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged, roots)
+    return Inputs(loads[0].name, table, listed.notices, sources, pruned, unchanged, roots, again)
 
 
 def _out_of_sight(rows: pa.Table, notices: pa.Table) -> np.ndarray[Any, np.dtype[np.bool_]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,16 +217,21 @@ class Index:
 
         A document whose hash, source and record are still these needs no new rows.
         """
-        columns = ["doc_id", "doc_hash", "source", "record"]
-        schema = pa.schema([self.spec.rows().field(name) for name in columns])
-        tables = [schema.empty_table()]
+        tables = list(self._live(partition, ["doc_id", "doc_hash", "source", "record"]))
+        return pa.concat_tables([tables[0], *(rows.take(pa.array(document_starts(rows)[:-1])) for rows in tables[1:])])
+
+    def rows(self, partition: int, columns: Sequence[str]) -> pa.Table:
+        """The live rows of a partition, by segment; the columns of :meth:`IndexSpec.rows` that are asked for."""
+        return pa.concat_tables(self._live(partition, columns))
+
+    def _live(self, partition: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """An empty table, and then the live rows of every segment."""
+        yield pa.schema([self.spec.rows().field(name) for name in columns]).empty_table()
         for segment in self.manifest.partitions[partition]:
-            rows = read_table(self.path / segment_file(partition, segment.id)).select(columns)
+            rows = read_table(self.path / segment_file(partition, segment.id)).select(list(columns))
             alive = np.ones(rows.num_rows, dtype=np.bool_)
             alive[dead_rows(self.path, segment)] = False
-            rows = rows.filter(pa.array(alive))
-            tables.append(rows.take(pa.array(document_starts(rows)[:-1])))
-        return pa.concat_tables(tables)
+            yield rows.filter(pa.array(alive))
 
     def sources(self) -> pa.Table:
         """The state of every source file when it was read: root, source, size, mtime_ns."""

@@ -77,10 +77,16 @@ def refuse_second_root(sources: pa.Table, known: pa.Table) -> None:
         )
 
 
-def next_sources(old: pa.Table, read: pa.Table, leaving: pa.Array) -> pa.Table:
-    """``old`` without ``leaving``, and with the new state of the sources in ``read``."""
+#: A size that no file has: the source is looked at again.
+LOOK_AGAIN = -2
+
+
+def next_sources(old: pa.Table, read: pa.Table, leaving: pa.Array, again: pa.Array) -> pa.Table:
+    """``old`` without ``leaving``, with the new state of the sources in ``read``; the rest of ``again`` has none."""
     replaced = pa.concat_arrays([leaving, read["source"].combine_chunks()])
     stays = old.filter(pc.invert(pc.is_in(old["source"], replaced)))
+    size = pc.if_else(pc.is_in(stays["source"], again), pa.scalar(LOOK_AGAIN, pa.int64()), stays["size"])
+    stays = stays.set_column(stays.schema.get_field_index("size"), SOURCES.field("size"), size)
     return pa.concat_tables([stays, read]).sort_by([("root", "ascending"), ("source", "ascending")]).combine_chunks()
 
 

@@ -25,6 +25,7 @@ class IndexSpec:
         embedder: fingerprint of the model: whatever can change a float; JSON values.
         transform: fingerprint of the chunking; JSON values.
         metadata: metadata fields beside the default ones, name to type name as in :func:`aaflow.schema.metadata_type`.
+        relational: what the relational operators did to the rows, in their order: filters, joins, deduplication.
         partitions: number of partitions.
         metric: ``cosine`` and ``ip`` score by the inner product (``cosine`` refuses vectors that are neither of length
             1 nor zero), ``l2`` by the negative squared distance.
@@ -39,6 +40,7 @@ class IndexSpec:
     metadata: Mapping[str, str] = field(default_factory=dict)
     partitions: int = 64
     metric: str = "cosine"
+    relational: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.dimension < 1 or self.partitions < 1:
@@ -57,12 +59,12 @@ class IndexSpec:
     def to_json(self) -> dict[str, Any]:
         """JSON values from which :meth:`from_json` makes an equal spec."""
         mappings: dict[str, Any] = {name: dict(getattr(self, name)) for name in ("embedder", "transform", "metadata")}
-        return asdict(replace(self, **mappings))
+        return {**asdict(replace(self, **mappings)), "relational": list(self.relational)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> IndexSpec:
         """The spec that :meth:`to_json` described."""
-        return cls(**values)
+        return cls(**{**values, "relational": tuple(values.get("relational", ()))})
 
     def require(self, other: IndexSpec, path: Path) -> None:
         """Refuse to use the index at ``path``, which has this spec, as if it had ``other``.

@@ -117,6 +117,7 @@ class Writer:
         *,
         sources: pa.Table,
         pruned: pa.Table | None = None,
+        again: pa.Array | None = None,
         units: Collection[tuple[int, int]] | None = None,
     ) -> Publication:
         """Make the units committed under ``key`` the next generation; none where nothing changes.
@@ -128,6 +129,7 @@ class Writer:
             key: digest of the work.
             sources: root, source, size and mtime_ns of every source that this run read.
             pruned: root and source of those that leave.
+            again: sources that a later run has to look at even if they stay as they are, unless this one read them.
             units: the (tranche, partition) that the work has; None trusts the caller that all are committed.
 
         Raises:
@@ -164,7 +166,7 @@ class Writer:
         loud = said.filter(pc.not_equal(said["kind"], "kept"))
         loud = pa.concat_tables([loud, *(change.notices for change in changes)])
         kept = pa.concat_arrays([change.kept for change in changes])
-        state = next_sources(known, fine, leaving)
+        state = next_sources(known, fine, leaving, pa.array([], pa.string()) if again is None else again)
         remembered = next_notices(read_notices(self.path, before), loud, touched, unreadable, kept)
         after, written = self._write(before, [change.changes for change in changes], state, remembered)
         drop_staging(self.path)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ class RankContext:
         epoch: the writer's epoch; None where nothing is written.
         device: torch device of the slot.
         allocate: memory of so many bytes for a large column of what the last operator gives.
+        spool: folder for what an operator has to put by.
     """
 
     plan: Plan
@@ -50,6 +52,7 @@ class RankContext:
     epoch: int | None
     device: str
     allocate: Callable[[int], pa.Buffer] = pa.allocate_buffer
+    spool: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
 
 
 def chain_of(context: RankContext) -> list[tuple[str, StreamFunction]]:
@@ -58,20 +61,34 @@ def chain_of(context: RankContext) -> list[tuple[str, StreamFunction]]:
     sha256(pa.array([""]))
     staging = _staging(context)
     committed = staging.committed() if staging is not None else set()
+    entire = _need_every_row(context.plan)
     functions: list[tuple[str, StreamFunction]] = []
-    if committed and context.stage.operators[0].kind != "load":
-        functions.append(("committed", DropCommitted(committed)))
+    before: PlannedOperator | None = None
     for operator in context.stage.operators:
-        if operator.shuffle and context.plan.listing is not None:
+        shuffled = operator.shuffle and context.plan.listing is not None
+        if shuffled:
             functions.append(("shuffle", _shuffle(context, operator)))
-            if committed:
-                functions.append(("committed", DropCommitted(committed)))
-        functions.append((operator.name, _function(operator, context, staging, committed)))
+        begins = before is None or before.name in entire
+        if committed and operator.kind != "load" and operator.name not in entire and (shuffled or begins):
+            functions.append(("committed", DropCommitted(committed)))
+        skipped = committed if operator.name not in entire else set()
+        functions.append((operator.name, _function(operator, context, staging, skipped)))
         if operator.kind == "load":
             known = _known_documents(context)
             if known is not None:
                 functions.append(("unchanged", Unchanged(known)))
+        before = operator
     return functions
+
+
+def _need_every_row(plan: Plan) -> set[str]:
+    """The operators before which no committed unit may be left out: those that need all rows, and what leads there."""
+    operators = [operator for stage in plan.stages for operator in stage.operators]
+    names = {operator.name for operator in operators if operator.kind in ("deduplicate", "aggregate")}
+    for edge in reversed(plan.edges):
+        if edge.target in names:
+            names.add(edge.source)
+    return names
 
 
 class DropCommitted:
@@ -109,8 +126,33 @@ def _function(
         return Queries(options["texts"], context.communicator)
     if operator.kind == "retrieve":
         return Retrieve(Path(options["index"]), options["k"], options["backend"], context.communicator)
+    if operator.kind in ("filter", "join", "deduplicate", "aggregate"):
+        return _relational(operator, context)
     whole = operator.pattern in (Pattern.SHUFFLE_REDUCE.value, Pattern.SHUFFLE_COMPUTE.value)
     return Apply(operator.name, operator.function, options, schema_of(operator.output), whole_units=whole)
+
+
+def _relational(operator: PlannedOperator, context: RankContext) -> StreamFunction:
+    # Imported here: they need parts of pyarrow whose import takes 30 ms.
+    from aaflow.operators.aggregate import Aggregate
+    from aaflow.operators.deduplicate import Deduplicate, HeldByIndex
+    from aaflow.operators.relational import Filter, Join
+
+    rows, group, stage = schema_of(operator.input), context.communicator, context.stage
+    if operator.kind == "filter":
+        return Filter(operator.options)
+    if operator.kind == "join":
+        return Join(operator.options, rows, group)
+    if operator.kind == "aggregate":
+        return Aggregate(operator.options, rows, group)
+    held = None
+    if context.plan.index is not None and context.epoch is not None:
+        read = [context.plan.tables[name]["source"].combine_chunks() for name in ("sources", "pruned")]
+        owned = np.flatnonzero(np.asarray(stage.owners) == group.rank).tolist()
+        chunks = "ordinal" in rows.names
+        held = HeldByIndex(Path(context.plan.index["path"]), pa.concat_arrays(read), owned, chunks=chunks)
+    spool = context.spool / f"{stage.name}.{operator.name}.{group.rank}"
+    return Deduplicate(rows, spool, group, stage.owners, held)
 
 
 def _embedder(operator: PlannedOperator, context: RankContext) -> Embedder:

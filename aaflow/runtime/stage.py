@@ -100,7 +100,8 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
     device = TORCH_DEVICES[seen.kind] if seen is not None else "cpu"
     began = time.time()
     with Wiring(folder, placement, stage, comm.rank) as wiring:
-        functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device, wiring.allocate))
+        spool = folder.path / "spool"
+        functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device, wiring.allocate, spool))
         traced = [(OperatorTrace(name), function) for name, function in functions]
         traces = [trace for trace, _ in traced]
         wiring.count_blocked = traces[-1].count_blocked

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from aaflow.hashing import sha256_rows
 from aaflow.index import Index
@@ -29,9 +30,14 @@ class KnownDocuments:
 
     @classmethod
     def of(cls, index: Index) -> KnownDocuments:
-        """The documents of an index's generation."""
+        """The documents of an index's generation, but for those that lost chunks as duplicates.
+
+        Those chunks may have to come back, so such a document is made anew.
+        """
         parts = [index.documents(partition) for partition in range(index.spec.partitions)]
-        return cls.of_documents(pa.concat_tables(parts))
+        documents, notices = pa.concat_tables(parts), index.notices()
+        lost = notices["doc_id"].filter(pc.equal(notices["kind"], "duplicate")).combine_chunks()
+        return cls.of_documents(documents.filter(pc.invert(pc.is_in(documents["doc_id"], lost))))
 
     @classmethod
     def of_documents(cls, documents: pa.Table) -> KnownDocuments:
