@@ -1,22 +1,24 @@
 """What every communicator has to do, as a program of the ranks of one group: ``conformance.py BACKEND``.
 
-Hypothesis draws the same on every rank, and a case fails on all ranks when it fails on one, so that they stay together.
+Hypothesis draws on rank 0, and a case fails on all ranks when it fails on one, so that they stay together.
 Rank 0 prints a JSON line for each case: its name and what went wrong, or null.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from tables import KEYS, KINDS, SORTABLE, make_table
 
@@ -26,15 +28,49 @@ from aaflow.errors import CollectiveError
 Case = Callable[[Communicator], None]
 CASES: list[Case] = []
 
-#: Every rank draws the same examples: no randomness, nothing kept, no limit of time, no search for a smaller one.
-alike = settings(
-    max_examples=25,
-    derandomize=True,
-    database=None,
-    deadline=None,
-    phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)
+#: Examples of each property.
+EXAMPLES = 25
+
+
+def for_all(comm: Communicator, body: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
+    """Run ``body`` on every rank, with what Hypothesis draws on rank 0; the first failure ends it on all of them."""
+    failure: Exception | None = None
+
+    @settings(max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, phases=[Phase.generate])
+    @given(st.tuples(*strategies))
+    def draw(drawn: tuple[Any, ...]) -> None:
+        nonlocal failure
+        if failure is not None:
+            raise failure
+        try:
+            told(comm, drawn)
+            with together(comm):
+                body(*drawn)
+        except AssertionError as error:
+            failure = error
+            raise
+
+    if comm.rank == 0:
+        try:
+            draw()
+        finally:
+            if failure is None:
+                told(comm, None)
+        return
+    while (drawn := told(comm, None)) is not None:
+        with together(comm):
+            body(*drawn)
+
+
+def told(comm: Communicator, value: Any) -> Any:
+    """What rank 0 says."""
+    if comm.size == 1:
+        return value
+    from mpi4py import MPI
+
+    return MPI.COMM_WORLD.bcast(value)
+
+
 kinds = st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=5)
 seeds = st.integers(0, 2**16)
 
@@ -75,20 +111,15 @@ def same(got: pa.Table, rows: Sequence[dict[str, object]], schema: pa.Schema) ->
 
 @case
 def rows_go_to_the_rank_that_was_named(comm: Communicator) -> None:
-    @alike
-    @given(kinds, rows_of(comm.size), seeds)
     def check(kinds: list[str], rows: list[int], seed: int) -> None:
-        with together(comm):
-            tables = [make_table(kinds, count, seed + rank) for rank, count in enumerate(rows)]
-            targets = [np.random.default_rng(seed + r).integers(0, comm.size, n, np.int32) for r, n in enumerate(rows)]
-            got = comm.shuffle(tables[comm.rank], targets[comm.rank])
-            sent = zip(tables, targets, strict=True)
-            expected = [
-                row for t, target in sent for row, to in zip(t.to_pylist(), target, strict=True) if to == comm.rank
-            ]
-            same(got, expected, tables[0].schema)
+        tables = [make_table(kinds, count, seed + rank) for rank, count in enumerate(rows)]
+        targets = [np.random.default_rng(seed + r).integers(0, comm.size, n, np.int32) for r, n in enumerate(rows)]
+        got = comm.shuffle(tables[comm.rank], targets[comm.rank])
+        sent = zip(tables, targets, strict=True)
+        expected = [row for t, target in sent for row, to in zip(t.to_pylist(), target, strict=True) if to == comm.rank]
+        same(got, expected, tables[0].schema)
 
-    check()
+    for_all(comm, check, kinds, rows_of(comm.size), seeds)
 
 
 @case
@@ -104,32 +135,29 @@ def every_kind_of_column_arrives(comm: Communicator) -> None:
 
 @case
 def equal_keys_meet_on_one_rank(comm: Communicator) -> None:
-    @alike
-    @given(st.lists(st.sampled_from(KEYS), min_size=1, max_size=2), kinds, rows_of(comm.size), seeds)
     def check(keys: list[str], others: list[str], rows: list[int], seed: int) -> None:
-        with together(comm):
-            tables = [make_table(keys + others, count, seed + rank) for rank, count in enumerate(rows)]
-            names = tables[0].schema.names[: len(keys)]
-            got = comm.shuffle(tables[comm.rank], names)
-            got.validate(full=True)
-            every = comm.all_gather(got)
-            sent = sorted(str(row) for t in tables for row in t.to_pylist())
-            assert sorted(str(row) for t in every for row in t.to_pylist()) == sent
-            homes: dict[str, int] = {}
-            for rank, t in enumerate(every):
-                for row in t.select(names).to_pylist():
-                    key = str(list(row.values())).replace("-0.0", "0.0")
-                    assert homes.setdefault(key, rank) == rank, f"{key} on ranks {homes[key]} and {rank}"
-            # Rows come by source rank and in that rank's order.
-            mine = iter(got.to_pylist())
-            row = next(mine, None)
-            for t in tables:
-                for candidate in t.to_pylist():
-                    if row is not None and str(candidate) == str(row):
-                        row = next(mine, None)
-            assert row is None, f"{row} is out of order"
+        tables = [make_table(keys + others, count, seed + rank) for rank, count in enumerate(rows)]
+        names = tables[0].schema.names[: len(keys)]
+        got = comm.shuffle(tables[comm.rank], names)
+        got.validate(full=True)
+        every = comm.all_gather(got)
+        sent = sorted(str(row) for t in tables for row in t.to_pylist())
+        assert sorted(str(row) for t in every for row in t.to_pylist()) == sent
+        homes: dict[str, int] = {}
+        for rank, t in enumerate(every):
+            for row in t.select(names).to_pylist():
+                key = str(list(row.values())).replace("-0.0", "0.0")
+                assert homes.setdefault(key, rank) == rank, f"{key} on ranks {homes[key]} and {rank}"
+        # Rows come by source rank and in that rank's order.
+        mine = iter(got.to_pylist())
+        row = next(mine, None)
+        for t in tables:
+            for candidate in t.to_pylist():
+                if row is not None and str(candidate) == str(row):
+                    row = next(mine, None)
+        assert row is None, f"{row} is out of order"
 
-    check()
+    for_all(comm, check, st.lists(st.sampled_from(KEYS), min_size=1, max_size=2), kinds, rows_of(comm.size), seeds)
 
 
 @case
@@ -163,30 +191,24 @@ def how_a_key_is_encoded_does_not_matter(comm: Communicator) -> None:
 
 @case
 def everybody_gets_the_table_of_rank_0(comm: Communicator) -> None:
-    @alike
-    @given(kinds, st.integers(0, 40), seeds)
     def check(kinds: list[str], rows: int, seed: int) -> None:
-        with together(comm):
-            table = make_table(kinds, rows, seed)
-            same(comm.broadcast(table if comm.rank == 0 else None), table.to_pylist(), table.schema)
+        table = make_table(kinds, rows, seed)
+        same(comm.broadcast(table if comm.rank == 0 else None), table.to_pylist(), table.schema)
 
-    check()
+    for_all(comm, check, kinds, st.integers(0, 40), seeds)
 
 
 @case
 def tables_are_gathered_by_rank(comm: Communicator) -> None:
-    @alike
-    @given(kinds, rows_of(comm.size), seeds)
     def check(kinds: list[str], rows: list[int], seed: int) -> None:
-        with together(comm):
-            tables = [make_table(kinds, count, seed + rank) for rank, count in enumerate(rows)]
-            gathered = comm.gather(tables[comm.rank])
-            assert (gathered is not None) == (comm.rank == 0)
-            for received in (gathered or [], comm.all_gather(tables[comm.rank])):
-                for table, got in zip(tables, received, strict=bool(received)):
-                    same(got, table.to_pylist(), table.schema)
+        tables = [make_table(kinds, count, seed + rank) for rank, count in enumerate(rows)]
+        gathered = comm.gather(tables[comm.rank])
+        assert (gathered is not None) == (comm.rank == 0)
+        for received in (gathered or [], comm.all_gather(tables[comm.rank])):
+            for table, got in zip(tables, received, strict=bool(received)):
+                same(got, table.to_pylist(), table.schema)
 
-    check()
+    for_all(comm, check, kinds, rows_of(comm.size), seeds)
 
 
 @case
@@ -195,21 +217,18 @@ def the_first_rows_of_all_ranks_arrive_on_rank_0(comm: Communicator) -> None:
         st.tuples(st.sampled_from(SORTABLE), st.sampled_from(["ascending", "descending"])), min_size=1, max_size=2
     )
 
-    @alike
-    @given(order, st.booleans(), st.integers(0, 12), rows_of(comm.size), seeds)
     def check(order: list[tuple[str, str]], grouped: bool, k: int, rows: list[int], seed: int) -> None:
-        with together(comm):
-            kinds = [kind for kind, _ in order] + ["small_dictionary", "vector"]
-            tables = [make_table(kinds, count, seed + rank) for rank, count in enumerate(rows)]
-            names = tables[0].schema.names
-            group = names[-2] if grouped else None
-            asked = [(name, direction) for name, (_, direction) in zip(names, order)]  # noqa: B905 - the keys come first
-            got = comm.reduce_topk(tables[comm.rank], k, asked, group)
-            assert (got is not None) == (comm.rank == 0)
-            if got is not None:
-                same(got, first_rows([row for t in tables for row in t.to_pylist()], k, asked, group), tables[0].schema)
+        kinds = [kind for kind, _ in order] + ["small_dictionary", "vector"]
+        tables = [make_table(kinds, count, seed + rank) for rank, count in enumerate(rows)]
+        names = tables[0].schema.names
+        group = names[-2] if grouped else None
+        asked = [(name, direction) for name, (_, direction) in zip(names, order)]  # noqa: B905 - the keys come first
+        got = comm.reduce_topk(tables[comm.rank], k, asked, group)
+        assert (got is not None) == (comm.rank == 0)
+        if got is not None:
+            same(got, first_rows([row for t in tables for row in t.to_pylist()], k, asked, group), tables[0].schema)
 
-    check()
+    for_all(comm, check, order, st.booleans(), st.integers(0, 12), rows_of(comm.size), seeds)
 
 
 def first_rows(
@@ -309,19 +328,38 @@ def waiting_costs_no_core(comm: Communicator) -> None:
         pass
 
 
+def communicators(backend: str) -> Iterator[tuple[str, Communicator]]:
+    """The backend as a stage gets it, and on several ranks its forms that other machines would bring about."""
+    global EXAMPLES
+    first = communicator(backend)
+    yield backend, first
+    if backend == "mpi" and first.size > 1:
+        from aaflow.dataplane.mpi import MpiCommunicator
+
+        EXAMPLES = 10
+        yield "mpi, two nodes", MpiCommunicator(color=first.rank % 2)
+        yield "mpi, nodes of one rank", MpiCommunicator(color=first.rank)
+        yield "mpi, windows of 8 KiB", MpiCommunicator(window_bytes=8192)
+        yield "mpi, windows of 16 KiB, two nodes", MpiCommunicator(color=first.rank % 2, window_bytes=16384)
+        yield "mpi, no shared memory", MpiCommunicator(window_bytes=0)
+
+
 def main(backend: str) -> None:
-    comm = communicator(backend)
-    for function in CASES:
-        problem = None
-        try:
-            function(comm)
-        except Exception as error:
-            problem = str(error)
-        if comm.rank == 0:
-            sys.stdout.write(json.dumps([function.__name__, problem]) + "\n")
-            sys.stdout.flush()
-        if problem is not None:
-            break  # ranks that failed may not be at the same operation
+    faulthandler.dump_traceback_later(60, exit=True)
+    for name, comm in communicators(backend):
+        for function in CASES:
+            if function is waiting_costs_no_core and name != backend:
+                continue
+            problem = None
+            try:
+                function(comm)
+            except Exception as error:
+                problem = str(error)
+            if comm.rank == 0:
+                sys.stdout.write(json.dumps([f"{name}: {function.__name__}", problem]) + "\n")
+                sys.stdout.flush()
+            if problem is not None:
+                return  # ranks that failed may not be at the same operation
 
 
 if __name__ == "__main__":
