@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -342,6 +343,21 @@ def _shared_bytes() -> int:
         elif inside and line.startswith("Rss:"):
             total += int(line.split()[1]) << 10
     return total
+
+
+def test_the_limit_of_open_files_is_raised_or_named(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 20, hard))
+        with connected(tmp_path, edge(), Form.SOCKET) as (sender, receiver, producer, _):
+            sender.send(Message(b"", (rows(1),)))
+            assert take(receiver).batches[0].num_rows == 1
+            if hard != resource.RLIM_INFINITY:
+                with pytest.raises(EdgeError, match=r"open files .* raise the hard limit"):
+                    producer.send_to(edge(), dict.fromkeys(range(hard // 5), Form.SOCKET))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @FORMS

@@ -56,8 +56,9 @@ class Endpoint:
             producers: the ranks of the source that send here, and how.
 
         Raises:
-            EdgeError: this rank can't listen on its address.
+            EdgeError: this rank can't listen on its address, or may not have so many files open.
         """
+        self._reactor.expect(len(producers))
         receiver = Receiver(self._reactor, spec, producers, self._rank)
         for inbox in receiver.inboxes.values():
             socket = self._reactor.socket()
@@ -77,7 +78,11 @@ class Endpoint:
 
         Returns:
             A sender per consumer's rank, to be used after :meth:`connect`.
+
+        Raises:
+            EdgeError: this process may not have so many files open.
         """
+        self._reactor.expect(len(consumers))
         senders = {
             rank: Sender(self._reactor, spec, rank, form, self._rank) for rank, form in sorted(consumers.items())
         }

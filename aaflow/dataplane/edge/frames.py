@@ -126,7 +126,7 @@ def decode(layout: Sequence[Any], schema: pa.Schema, memory: Callable[[int], pa.
     rest = read_stream(at(place)) if place is not None else None
     if not located:
         assert rest is not None
-        return rest if rest.schema.equals(schema) else rest.cast(schema)
+        return rest
     arrays: list[pa.Array | None] = [None] * len(schema)
     for index, *places in located:
         arrays[index] = from_plain(schema.field(index).type, rows, [at(place) for place in places])

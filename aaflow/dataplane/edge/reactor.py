@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import os
+import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -21,6 +23,9 @@ from aaflow.dataplane.edge.memory import Releases
 from aaflow.errors import EdgeError
 
 T = TypeVar("T")
+
+#: Open files of one channel, about: sockets with their signals and monitors, connections, memory and some to spare.
+_FILES = 10
 
 #: A peer that answers no heartbeat for this long is taken for dead; with the time between heartbeats under 5 s.
 HEARTBEAT_MILLISECONDS = 1000
@@ -78,6 +83,7 @@ class Reactor:
         self._monitors: dict[zmq.Socket[bytes], zmq.Socket[bytes]] = {}
         self._poller = zmq.Poller()
         self._stopped = False
+        self._expected = 0
         self._zap = self.context.socket(zmq.REP)
         self._zap.bind(_ZAP)
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -93,6 +99,23 @@ class Reactor:
         socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MILLISECONDS)
         socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, SILENCE_MILLISECONDS)
         return socket
+
+    def expect(self, channels: int) -> None:
+        """Raise the limit of open files where ``channels`` more than now need it: ZeroMQ aborts at the limit.
+
+        Raises:
+            EdgeError: the hard limit is too low.
+        """
+        self._expected += channels
+        needed = len(os.listdir("/proc/self/fd")) + _FILES * self._expected
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if hard != resource.RLIM_INFINITY and needed > hard:
+            raise EdgeError(
+                f"{self._expected} channels of edges need about {needed} open files and this process may have {hard}: "
+                "raise the hard limit (ulimit -Hn), or use fewer ranks"
+            )
+        if soft != resource.RLIM_INFINITY and needed > soft:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
     def add(self, channel: Channel, socket: zmq.Socket[bytes], start: Callable[[], None] | None = None) -> None:
         """Serve a socket from now on.

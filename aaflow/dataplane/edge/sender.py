@@ -18,8 +18,9 @@ from aaflow.dataplane.edge.reactor import Reactor
 from aaflow.dataplane.edge.spec import TAG_BYTES, EdgeSpec, Form, Message
 from aaflow.errors import EdgeError, PeerLost
 
-#: Frames of a message, at most, and what a socket sends from where it is. A longer frame would hold up heartbeats.
-FRAME_BYTES = 64 << 20
+#: The longest frame, and the smallest column that gets one. Heartbeats wait for the frame on its way: a channel must
+#: get a frame across within their silence. A longer buffer is cut, and put together by one copy.
+FRAME_BYTES = 32 << 20
 _IN_PLACE_BYTES = 64 << 10
 _SOCKET_BYTES = 2 << 30
 
