@@ -143,7 +143,7 @@ class Aggregate:
         """See :class:`aaflow.operators.operator.StreamFunction`."""
         totals = Totals(self._keys, self._measures)
         totals.add(self._projected(pa.RecordBatch.from_pylist([], self._rows)))  # the types, where no row comes
-        for item in items:
+        for item in map(Item.owned, items):
             if item.notices:
                 yield Item(item.tranche, item.partition, notices=item.notices)
             if item.rows:

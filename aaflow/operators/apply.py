@@ -52,11 +52,12 @@ class Apply:
         held: list[pa.RecordBatch] = []
         for item in items:
             if self._whole_units and item.partition >= 0:
-                if item.rows is not None:
-                    held.append(item.rows)
+                own = item.owned()
+                if own.rows is not None:
+                    held.append(own.rows)
                 if not item.last:
-                    if item.notices is not None:
-                        yield replace(item, rows=None)
+                    if own.notices is not None:
+                        yield replace(own, rows=None)
                     continue
                 table = pa.Table.from_batches(held, held[0].schema) if held else None
                 held = []

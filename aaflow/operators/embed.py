@@ -53,7 +53,8 @@ class Embed:
         running: deque[Future[list[Item]]] = deque()
         with ThreadPoolExecutor(self._workers, thread_name_prefix="embed") as pool:
             for window in windows:
-                running.append(pool.submit(_embedded, window, embedder, self._buffer(window, embedder)))
+                held = [item.owned() for item in window]  # while more windows are waited for
+                running.append(pool.submit(_embedded, held, embedder, self._buffer(held, embedder)))
                 if len(running) > self._workers:
                     yield from running.popleft().result()
             while running:
@@ -70,20 +71,21 @@ def _windows(items: Iterator[Item], rows: int) -> Iterator[list[Item]]:
     free, free_bytes = rows, _WINDOW_BYTES
     for item in items:
         if item.rows is None or item.rows.num_rows == 0:
-            window.append(item)
+            window.append(item.owned())
             if free == rows:  # nothing waits for its vectors, so nothing is won by holding this back
                 yield window
                 window = []
             continue
         for part in _parts(item, free, rows):
             assert part.rows is not None
-            window.append(part)
             free -= part.rows.num_rows
             free_bytes -= part.rows["text"].nbytes
-            if free <= 0 or free_bytes <= 0:
-                yield window
-                window = []
-                free, free_bytes = rows, _WINDOW_BYTES
+            if free > 0 and free_bytes > 0:
+                window.append(part.owned())
+                continue
+            yield [*window, part]
+            window = []
+            free, free_bytes = rows, _WINDOW_BYTES
     if window:
         yield window
 
@@ -93,7 +95,7 @@ def _parts(item: Item, first: int, rows: int) -> Iterator[Item]:
     assert item.rows is not None
     total, start, size = item.rows.num_rows, 0, first
     while total - start > size:
-        yield Item(item.tranche, item.partition, item.rows.slice(start, size))
+        yield replace(item, rows=item.rows.slice(start, size), notices=None, last=False)
         start, size = start + size, rows
     yield replace(item, rows=item.rows.slice(start))
 

@@ -70,6 +70,8 @@ class Item:
         rows: the rows, or None.
         notices: rows of :data:`aaflow.schema.NOTICES`, or None.
         last: nothing more comes of this (tranche, partition); of the whole tranche where partition is -1.
+        borrowed: rows and notices may lie in the memory of an edge, which has few buffers: whoever waits for more items
+            while it holds this one holds :meth:`owned` instead.
     """
 
     tranche: int
@@ -77,13 +79,25 @@ class Item:
     rows: pa.RecordBatch | None = None
     notices: pa.RecordBatch | None = None
     last: bool = False
+    borrowed: bool = False
+
+    def owned(self) -> Item:
+        """This item in memory of its own."""
+        if not self.borrowed:
+            return self
+        # With it comes ZeroMQ, which only ranks need.
+        from aaflow.dataplane.edge.frames import copied
+
+        rows = copied(self.rows) if self.rows is not None else None
+        notices = copied(self.notices) if self.notices is not None else None
+        return Item(self.tranche, self.partition, rows, notices, self.last)
 
 
 class StreamFunction(Protocol):
     """What runs in a rank: a generator over the items that come in.
 
-    It may hold rows back to fill a batch, keeps the order of items of one unit, passes ``notices`` and ``last`` on,
-    and releases what it holds when it is closed. It is called in a thread of its own.
+    It may hold rows back to fill a batch (as :meth:`Item.owned`), keeps the order of items of one unit, passes
+    ``notices`` and ``last`` on, and releases what it holds when it is closed. It is called in a thread of its own.
     """
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:

@@ -67,7 +67,7 @@ class Retrieve:
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """See :class:`aaflow.operators.operator.StreamFunction`; rank 0 gives the hits."""
-        batches = [item.rows for item in items if item.rows is not None]
+        batches = [item.rows for item in map(Item.owned, items) if item.rows is not None]
         given = pa.Table.from_batches(batches) if batches else None
         with open_index(self._index) as index:
             hits = search(index, given, self._k, self._backend, self._communicator)

@@ -54,7 +54,7 @@ def _units(items: Iterator[Item]) -> Iterator[tuple[Unit, list[pa.RecordBatch], 
     """The rows and notices of every unit that is complete."""
     rows: dict[Unit, list[pa.RecordBatch]] = {}
     notices: dict[Unit, list[pa.RecordBatch]] = {}
-    for item in items:
+    for item in map(Item.owned, items):
         unit = (item.tranche, item.partition)
         if item.rows is not None and item.rows.num_rows:
             rows.setdefault(unit, []).append(item.rows)

@@ -186,7 +186,7 @@ class InTurn:
 
     def _take(self, rank: int) -> Item | None:
         _, message = self._receiver.take({rank})
-        return item_of(message) if message is not None else None
+        return replace(item_of(message), borrowed=True) if message is not None else None
 
 
 class Collector:

@@ -81,6 +81,19 @@ def test_a_slow_stage_holds_the_ones_before_it_back(tmp_path: Path, user_module:
     assert peak < 400
 
 
+def test_operators_that_wait_for_more_rows_leave_the_edges_their_buffers(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    for number in range(60):  # a message each, far more than an edge has buffers, in one window of embed
+        (tmp_path / "docs" / f"{number}.txt").write_text(f"{number} speaks of things. " * 1500)
+    workflow = aaflow.Workflow()
+    chunks = workflow.load(tmp_path / "docs").transform(size=1500)
+    chunks.embed("hash", dimension=64).upsert(tmp_path / "index", partitions=2)
+    placement = aaflow.place(aaflow.compile(workflow, site="local", ranks=1, fuse=False), "local")
+    aaflow.run(placement, "local", run_folder=tmp_path / "runs")
+    with aaflow.open_index(tmp_path / "index") as index:
+        assert index.info().documents == 60
+
+
 STALL = """
 import time
 

@@ -48,6 +48,13 @@ def read_stream(source: pa.Buffer) -> pa.RecordBatch:
     return pa.ipc.open_stream(source).read_next_batch()
 
 
+def copied(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows in memory of their own, in one piece."""
+    buffer = pa.allocate_buffer(stream_size(batch))
+    write_stream(batch, buffer)
+    return read_stream(buffer)
+
+
 def split_rows(batch: pa.RecordBatch, limit: int) -> Iterator[pa.RecordBatch]:
     """Slices of a batch, in order, of at most ``limit`` bytes each as sent; a single row may be larger.
 
