@@ -31,3 +31,9 @@ def refuse(rows: pa.RecordBatch, *, source: str) -> pa.RecordBatch:
     if source in rows["source"].to_pylist():
         raise ValueError(f"{source} is not to my taste")
     return rows
+
+
+def pace(rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Give the rows on, each batch after ``FAULTS_PACE`` seconds: a small corpus streams for a while."""
+    time.sleep(float(os.environ.get("FAULTS_PACE", "0")))
+    return rows

@@ -103,7 +103,9 @@ class Ingestion:
     def start(self, command: list[str], **environment: str) -> subprocess.Popen[str]:
         environment["TMPDIR"] = str(self.temporary)
         environment["FAULTS_TOKEN"] = self.token
-        environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(source_folder())])
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(__file__).parent), str(source_folder()), os.environ.get("PYTHONPATH", "")]
+        )
         return subprocess.Popen(
             command,
             env={**os.environ, **environment},
