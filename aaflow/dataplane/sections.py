@@ -60,7 +60,7 @@ def _leaves_of(kind: pa.DataType) -> list[_Leaf]:
     if isinstance(kind, pa.BaseExtensionType):
         return _leaves_of(kind.storage_type)
     if pa.types.is_struct(kind):
-        inner = [_leaves_of(kind.field(child).type) for child in range(kind.num_fields)]
+        inner = [_leaves_of(kind[child].type) for child in range(kind.num_fields)]
         return [_Leaf(_Form.STRUCT), *(leaf for leaves in inner for leaf in leaves)] if all(inner) else []
     if pa.types.is_boolean(kind):
         return [_Leaf(_Form.BITS)]
@@ -289,7 +289,7 @@ def _read(
     valid = next(buffers) if nulls != _NO_NULLS else None
     nulls = max(nulls, 0)
     if leaf.form is _Form.STRUCT:
-        children = [_read(kind.field(child).type, rows, leaves, buffers) for child in range(kind.num_fields)]
+        children = [_read(kind[child].type, rows, leaves, buffers) for child in range(kind.num_fields)]
         return pa.Array.from_buffers(kind, rows, [valid], nulls, children=children)
     if leaf.form is _Form.BYTES:
         return pa.Array.from_buffers(kind, rows, [valid, next(buffers), next(buffers)], nulls)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +16,12 @@ import pytest
 
 import aaflow
 from aaflow import Domain
-from aaflow.scheduling.site import Environment
+from aaflow.scheduling.site import Environment, Site
 from aaflow.scheduling.sitefile import load_site
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
 
+OLDEST = Path(__file__).parents[2] / "constraints-oldest.txt"
 SEEN = pa.schema([("mark", pa.string()), ("path", pa.string())])
 MODULE = """
 import os
@@ -51,3 +55,52 @@ def test_a_stage_runs_under_the_interpreter_that_its_environment_names(
     assert set(output["mark"].to_pylist()) == {"own", "none"}
     paths = set(output["path"].to_pylist())
     assert {Path(path).resolve() for path in paths} == {Path(aaflow.__file__).resolve()}
+
+
+@pytest.fixture(scope="module")
+def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter with the oldest pyarrow that it can have: 9 with Python 3.10, where that is installed."""
+    folder = tmp_path_factory.mktemp("old") / "venv"
+    subprocess.run([_python_3_10() or sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "bin" / "python")]
+    installed = subprocess.run([*pip, "install", "-q", "-r", str(OLDEST)], capture_output=True, text=True, check=False)
+    assert installed.returncode == 0, installed.stderr
+    return folder / "bin" / "python"
+
+
+def _python_3_10() -> str | None:
+    """A Python 3.10 by that name, or one of pyenv's, whose command of that name works in chosen folders only."""
+    named = shutil.which("python3.10")
+    versions = Path(named).parent.parent.glob("versions/3.10.*/bin/python3.10") if named else ()
+    for candidate in [named, *map(str, versions)]:
+        if (
+            candidate
+            and subprocess.run([candidate, "-c", "import venv"], capture_output=True, check=False).returncode == 0
+        ):
+            return candidate
+    return None
+
+
+def ingest(workspace: Any, index: str, site: Site) -> tuple[aaflow.RunResult, str]:
+    """An ingestion on two ranks a stage, and the digest of the index."""
+    workflow = aaflow.Workflow(metadata={"year": "int64"})
+    chunks = workflow.load(workspace.docs, split_bytes=900).transform(size=60, overlap=10)
+    chunks.embed("hash", dimension=32).upsert(workspace.folder / index, partitions=16)
+    placement = aaflow.place(aaflow.compile(workflow, site=site, ranks=2), site)
+    return aaflow.run(placement, "local", run_folder=workspace.folder / "runs"), workspace.info(index).digest
+
+
+def test_ranks_with_an_old_pyarrow_write_the_same_index(shared: Any, old_python: Path) -> None:
+    """As one stage that other ranks feed over an edge, and as the whole of an ingestion."""
+    _, digest = ingest(shared, "new", load_site("local"))
+    for index, domains in (("written-by-old", [Domain.BATCH_WRITE]), ("old", list(Domain))):
+        old = Environment(str(old_python), "mpi", tuple(domain.value for domain in domains))
+        result, same = ingest(shared, index, dataclasses.replace(load_site("local"), environments={"old": old}))
+        assert same == digest, index
+        ran = {stage.name: stage.environment for stage in result.placement.plan.stages}
+        assert ran in (
+            {"load+transform+embed": None, "upsert": "old"},
+            {"load+transform+embed+upsert": "old"},
+        )
+        for path in (result.folder / "launch").glob("*upsert.json"):
+            assert json.loads(path.read_text())["python"] == str(old_python)
