@@ -14,18 +14,19 @@ export VIRTUAL_ENV := $(VENV)
 unexport PYTHONHOME PYTHONPATH
 
 .DEFAULT_GOAL := help
-.PHONY: help run test coverage lint format bench setup constraints clean
+.PHONY: help run test cluster-shell coverage lint format bench setup constraints clean
 
 help:
-	@echo "make run          index the documentation of Python's standard library and ask it questions"
-	@echo "make test         run all tests"
-	@echo "make coverage     run all tests and report what they cover"
-	@echo "make lint         check style, types and the direction of imports"
-	@echo "make format       put the sources into the style that lint checks"
-	@echo "make bench        run the benchmarks"
-	@echo "make setup        only set up .venv"
-	@echo "make constraints  pin the newest versions of all dependencies"
-	@echo "make clean        remove .venv and everything that the other targets made"
+	@echo "make run            index the documentation of Python's standard library and ask it questions"
+	@echo "make test           run all tests"
+	@echo "make cluster-shell  a shell on the login node of a virtual Slurm cluster of four nodes"
+	@echo "make coverage       run all tests and report what they cover"
+	@echo "make lint           check style, types and the direction of imports"
+	@echo "make format         put the sources into the style that lint checks"
+	@echo "make bench          run the benchmarks"
+	@echo "make setup          only set up .venv"
+	@echo "make constraints    pin the newest versions of all dependencies"
+	@echo "make clean          remove .venv and everything that the other targets made"
 
 setup: $(STAMP)
 
@@ -55,6 +56,9 @@ test: $(STAMP)
 	@rm -f .coverage .coverage.*
 	@$(PYTEST) -m serial $(FIRST) $(NONE_OK)
 	@$(PYTEST) -n 2 -m 'not serial' $(THEN)
+
+cluster-shell: $(STAMP)
+	@python tests/cluster/virtualcluster.py
 
 coverage:
 	@$(MAKE) --no-print-directory test COVERAGE=yes
