@@ -119,7 +119,7 @@ class Deduplicate:
         kept = self._communicator.shuffle(kept, self._owners[kept["partition"].to_numpy()])
         unreadable = notices.filter(pc.starts_with(notices["reason"], UNREADABLE)).select(["source"])
         everywhere = pa.concat_tables(self._communicator.all_gather(unreadable))
-        return kept["doc_id"].combine_chunks(), pc.unique(everywhere["source"])
+        return pc.unique(kept["doc_id"]), pc.unique(everywhere["source"])
 
     def _entries(self, spool: Spool, unreadable: pa.Array) -> Iterator[pa.Table]:
         first = 0

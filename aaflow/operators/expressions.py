@@ -102,10 +102,12 @@ def column_names(schema: Iterable[pa.Field], prefix: str = "") -> list[str]:
     return names
 
 
-def evaluate(expressions: Mapping[str, pc.Expression], rows: pa.RecordBatch) -> pa.Table:
+def evaluate(expressions: Mapping[str, pc.Expression], rows: pa.RecordBatch) -> pa.RecordBatch:
     """The values of expressions over rows, a column for each, in the order of the rows."""
     scanner = ds.Scanner.from_batches(iter([rows]), schema=rows.schema, columns=dict(expressions), use_threads=False)
-    return scanner.to_table()
+    table = scanner.to_table()
+    columns = [pa.concat_arrays([pa.array([], column.type), *column.chunks]) for column in table.columns]
+    return pa.RecordBatch.from_arrays(columns, schema=table.schema)
 
 
 def _why(error: pa.ArrowException) -> str:
@@ -161,7 +163,7 @@ def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, text: str) -> pc
             raise ValueError(f"{text!r}: 'in' takes a list of values, such as (1, 2) or ('a',)")
         values = pa.array([_literal(element, text) for element in right.elts])
         # is_in() is false for null, and its negation would be true.
-        found = pc.if_else(value.is_valid(), value.isin(values), pa.scalar(None, pa.bool_()))
+        found = pc.if_else(value.is_valid(), value.isin(values), pc.scalar(pa.scalar(None, pa.bool_())))
         return found if isinstance(op, ast.In) else ~found
     if isinstance(right, ast.Constant) and right.value is None:
         raise ValueError(f"{text!r}: nothing equals None; say 'is None' or 'is not None'")

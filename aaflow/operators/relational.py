@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 from aaflow import schema
 from aaflow.dataplane.communicator import Communicator
+from aaflow.errors import DependencyError
 from aaflow.hashing import sha256
 from aaflow.operators.expressions import evaluate, parse
 from aaflow.operators.operator import Item
@@ -26,10 +28,18 @@ class Filter:
     Args:
         options: ``where``, a text of :mod:`aaflow.operators.expressions`; or ``substrait``, an expression of pyarrow
             as Substrait in base64, bound to the schema of the rows.
+
+    Raises:
+        DependencyError: this pyarrow can't read Substrait.
     """
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         if "substrait" in options:
+            if not hasattr(pc.Expression, "from_substrait"):
+                raise DependencyError(
+                    f"filter: an expression of pyarrow needs a newer one than {pa.__version__} of {sys.executable}; "
+                    "upgrade it, or give the expression as a text"
+                )
             self._where = pc.Expression.from_substrait(base64.b64decode(options["substrait"]))
         else:
             self._where = parse(options["where"])
@@ -40,8 +50,7 @@ class Filter:
             if item.rows is None or not item.rows.num_rows:
                 yield item
                 continue
-            mask = evaluate({"mask": self._where}, item.rows)["mask"].combine_chunks()
-            yield replace(item, rows=item.rows.filter(mask))
+            yield replace(item, rows=item.rows.filter(evaluate({"mask": self._where}, item.rows)["mask"]))
 
 
 class Join:
@@ -64,17 +73,17 @@ class Join:
         self._fields = dict(options["fields"])
         self._output = joined_schema(rows, self._fields)
         table = read_join_table(options) if communicator.rank == 0 else None
-        self._table = communicator.broadcast(table).combine_chunks()
-        self._keys = Keys(self._table["key"].combine_chunks())
+        joined = communicator.broadcast(table)
+        self._columns = {name: _array(joined[name]) for name in joined.column_names}
+        self._keys = Keys(self._columns["key"])
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """See :class:`aaflow.operators.operator.StreamFunction`."""
         for item in items:
-            yield item if item.rows is None else replace(item, rows=self._joined(item.rows))
+            yield replace(item, rows=self._joined(item.rows) if item.rows else None)
 
     def _joined(self, rows: pa.RecordBatch) -> pa.RecordBatch:
-        asked = evaluate({"key": self._on}, rows)["key"].combine_chunks()
-        where = self._keys.find(asked)
+        where = self._keys.find(evaluate({"key": self._on}, rows)["key"])
         at = self._output.get_field_index("metadata")
         kind, own = self._output.field(at).type, rows.column(at)
         children = []
@@ -82,11 +91,15 @@ class Join:
             known = own.type.get_field_index(field.name) >= 0
             child = pc.struct_field(own, [own.type.get_field_index(field.name)]) if known else None
             if field.name in self._fields:
-                found = self._table[field.name].combine_chunks().take(where).cast(field.type)
+                found = self._columns[f"metadata.{field.name}"].take(where).cast(field.type)
                 child = found if child is None else pc.coalesce(found, child)
             children.append(child)
         columns = [*rows.columns[:at], pa.StructArray.from_arrays(children, fields=list(kind)), *rows.columns[at + 1 :]]
         return pa.RecordBatch.from_arrays(columns, schema=self._output)
+
+
+def _array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays([pa.array([], column.type), *column.chunks])
 
 
 def joined_schema(rows: pa.Schema, fields: Mapping[str, str]) -> pa.Schema:

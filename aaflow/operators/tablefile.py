@@ -38,6 +38,9 @@ def describe_join_table(
     """
     options = {"table": str(path), "digest": file_digest(path), "key": key, "key_type": key_type}
     table = _read(path, {**declared, key: key_type})
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise InputError(f"table {path} has {table.column_names.count(twice[0])} columns {twice[0]!r}: rename them")
     missing = [name for name in (key, *(columns or ())) if name not in table.column_names]
     if missing:
         raise InputError(f"table {path} has no column {missing[0]!r}; there are {', '.join(table.column_names)}")
@@ -49,7 +52,7 @@ def describe_join_table(
 
 
 def read_join_table(options: Mapping[str, Any]) -> pa.Table:
-    """The table that :func:`describe_join_table` described: ``key`` and a column for each of its fields.
+    """The table that :func:`describe_join_table` described: ``key``, and ``metadata.NAME`` for each of its fields.
 
     Strings are large strings, so that any number of rows can be one chunk.
 
@@ -81,14 +84,19 @@ def file_digest(path: Path) -> str:
 
 
 def _read(path: Path, types: Mapping[str, str]) -> pa.Table:
-    """All of a table; columns of CSV get ``types``, by name, instead of what their values look like."""
+    """All of a table; columns of CSV get ``types``, by name, instead of what their values look like.
+
+    An empty field of CSV is null unless it is in quotes.
+    """
     endings = [ending.lstrip(".").lower() for ending in path.suffixes]
     kind = next((ending for ending in reversed(endings) if ending in FORMATS), None)
     try:
         if kind in ("csv", "tsv"):
             parsing = pa.csv.ParseOptions(delimiter="\t" if kind == "tsv" else ",", newlines_in_values=True)
             known = {name: schema.METADATA_TYPES[type_name] for name, type_name in types.items()}
-            conversion = pa.csv.ConvertOptions(column_types=known)
+            conversion = pa.csv.ConvertOptions(
+                column_types=known, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+            )
             return pa.csv.read_csv(str(path), parse_options=parsing, convert_options=conversion)
         if kind in ("jsonl", "ndjson"):
             return pa.json.read_json(str(path))
@@ -122,7 +130,7 @@ def _type_of_column(path: Path, field: pa.Field) -> str:
 
 def _prepared(path: Path, table: pa.Table, key: str, key_type: str, fields: Mapping[str, str]) -> pa.Table:
     columns = [_cast(path, name, table[name], kind) for name, kind in [(key, key_type), *fields.items()]]
-    return pa.table(columns, names=["key", *fields])
+    return pa.table(columns, names=["key", *(f"metadata.{name}" for name in fields)])
 
 
 def _cast(path: Path, name: str, column: pa.ChunkedArray, type_name: str) -> pa.ChunkedArray:

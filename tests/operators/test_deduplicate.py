@@ -143,7 +143,8 @@ def test_units_keep_their_rows_notices_and_ends(tmp_path: Path) -> None:
 
 
 def test_of_one_document_id_the_lowest_record_stays(tmp_path: Path) -> None:
-    batch = documents([("x", 1)] * 3).set_column(3, DOCUMENTS.field("record"), pa.array([7, 2, 9]))
+    table = pa.Table.from_batches([documents([("x", 1)] * 3)])
+    (batch,) = table.set_column(3, DOCUMENTS.field("record"), pa.array([7, 2, 9])).to_batches()
     assert names(run(tmp_path, [Item(0, 0, batch)]), "record") == [2]
 
 
