@@ -43,9 +43,11 @@ class Stream:
     @property
     def metadata(self) -> Mapping[str, str]:
         """The fields of the rows' ``metadata``, name to type name; those of the workflow where rows have none."""
-        names = self.schema.names
-        kind = self.schema.field("metadata").type if "metadata" in names else None
-        return schema.metadata_fields(kind) if isinstance(kind, pa.StructType) else self.workflow.metadata
+        kind = self.schema.field("metadata").type if "metadata" in self.schema.names else None
+        try:
+            return schema.metadata_fields(kind) if isinstance(kind, pa.StructType) else self.workflow.metadata
+        except ValueError:  # of a user's own making: where it does not fit, compiling says so
+            return self.workflow.metadata
 
     def transform(self, *, name: str = "transform", **options: Any) -> Stream:
         """Split documents into chunks; options of :class:`aaflow.operators.transform.TransformOptions`."""

@@ -67,7 +67,7 @@ class Deduplicate:
 
     Args:
         rows: schema of the rows: documents or chunks.
-        spool: path of the spool, without an ending.
+        spool: folder of the spool.
         communicator: of the ranks that deduplicate together.
         owners: rank that owns each partition.
         held: what of the index stays; None where nothing is.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -28,17 +28,17 @@ class Head(NamedTuple):
 class Spool:
     """Items in two Arrow IPC files, written first and then read memory-mapped; a context manager.
 
-    The files lose their names once they are open for reading, so that they go with their rank, however it ends.
+    The files have no names, so that they go with their rank, however it ends.
 
     Args:
-        path: where the files are made, with an ending each.
+        folder: where the files are made.
         schema: of the rows.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._rows = _BatchFile(path.with_name(path.name + ".rows"), schema)
-        self._notices = _BatchFile(path.with_name(path.name + ".notices"), NOTICES)
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._rows = _BatchFile(folder, schema)
+        self._notices = _BatchFile(folder, NOTICES)
         self._heads: list[Head] = []
 
     def __enter__(self) -> Spool:
@@ -81,9 +81,10 @@ class Spool:
 
 
 class _BatchFile:
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._path = path
-        self._sink = pa.OSFile(str(path), "wb")
+    def __init__(self, folder: Path, schema: pa.Schema) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close()
+        self._path = f"/proc/self/fd/{self._file.fileno()}"
+        self._sink = pa.OSFile(self._path, "wb")
         self._writer = pa.ipc.new_file(self._sink, schema)
         self._reader: pa.ipc.RecordBatchFileReader | None = None
 
@@ -94,13 +95,11 @@ class _BatchFile:
         if self._reader is None:
             self._writer.close()
             self._sink.close()
-            self._reader = pa.ipc.open_file(pa.memory_map(str(self._path)))
-            self._path.unlink()
+            self._reader = pa.ipc.open_file(pa.memory_map(self._path))
         reader = self._reader
         return (reader.get_batch(number) for number in range(reader.num_record_batches))
 
     def close(self) -> None:
         self._sink.close()
+        self._file.close()
         self._reader = None
-        with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()

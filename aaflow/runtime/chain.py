@@ -151,8 +151,7 @@ def _relational(operator: PlannedOperator, context: RankContext) -> StreamFuncti
         owned = np.flatnonzero(np.asarray(stage.owners) == group.rank).tolist()
         chunks = "ordinal" in rows.names
         held = HeldByIndex(Path(context.plan.index["path"]), pa.concat_arrays(read), owned, chunks=chunks)
-    spool = context.spool / f"{stage.name}.{operator.name}.{group.rank}"
-    return Deduplicate(rows, spool, group, stage.owners, held)
+    return Deduplicate(rows, context.spool, group, stage.owners, held)
 
 
 def _embedder(operator: PlannedOperator, context: RankContext) -> Embedder:
