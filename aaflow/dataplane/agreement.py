@@ -54,6 +54,9 @@ def agree(comm: MPI.Intracomm, operation: str, schema: pa.Schema | None, prepare
 
 def wait(request: Any, longest: float = 10e-3) -> None:
     """Wait for an MPI request without spinning: the naps grow with the wait, to ``longest`` seconds."""
+    # Ranks that come together need no nap: this is some 10 µs.
+    if any(request.Test() for _ in range(40)):
+        return
     began = time.monotonic()
     while not request.Test():
         time.sleep(min(max((time.monotonic() - began) / 16, 20e-6), longest))

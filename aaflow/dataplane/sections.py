@@ -10,6 +10,7 @@ part.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -55,24 +56,25 @@ class _Leaf:
     width: int = 0
 
 
-def _leaves_of(kind: pa.DataType) -> list[_Leaf]:
+@functools.lru_cache(maxsize=256)
+def _leaves_of(kind: pa.DataType) -> tuple[_Leaf, ...]:
     """The leaves of a type; empty if it has no flat form."""
     if isinstance(kind, pa.BaseExtensionType):
         return _leaves_of(kind.storage_type)
     if pa.types.is_struct(kind):
         inner = [_leaves_of(kind[child].type) for child in range(kind.num_fields)]
-        return [_Leaf(_Form.STRUCT), *(leaf for leaves in inner for leaf in leaves)] if all(inner) else []
+        return (_Leaf(_Form.STRUCT), *(leaf for leaves in inner for leaf in leaves)) if all(inner) else ()
     if pa.types.is_boolean(kind):
-        return [_Leaf(_Form.BITS)]
+        return (_Leaf(_Form.BITS),)
     if pa.types.is_string(kind) or pa.types.is_binary(kind):
-        return [_Leaf(_Form.BYTES, 4)]
+        return (_Leaf(_Form.BYTES, 4),)
     if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
-        return [_Leaf(_Form.BYTES, 8)]
+        return (_Leaf(_Form.BYTES, 8),)
     try:
         width = width_of(kind)
     except TypeError:
-        return []
-    return [_Leaf(_Form.VALUES, width)] if width else []
+        return ()
+    return (_Leaf(_Form.VALUES, width),) if width else ()
 
 
 def _arrays_of(array: pa.Array) -> Iterator[pa.Array]:
