@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from aaflow.kernel import inlined, kernel, load64, validity, view
 
@@ -90,21 +89,15 @@ def _hash(column: pa.Array, hashes: npt.NDArray[np.uint64]) -> None:
     elif pa.types.is_fixed_size_list(kind):
         offsets = (np.arange(len(column) + 1, dtype=np.int64) + column.offset) * kind.list_size
         _hash_lists(column.values, offsets, validity(column), hashes)
+    elif pa.types.is_floating(kind) and len(column):
+        values = np.frombuffer(column.buffers()[1], kind.to_pandas_dtype())[column.offset :][: len(column)]
+        values = values + values.dtype.type(0)  # -0.0 becomes 0.0
+        values[np.isnan(values)] = np.nan
+        offsets = np.arange(len(column) + 1, dtype=np.int64) * values.itemsize
+        _mix_bytes(values.view(np.uint8), offsets, validity(column), hashes)
     else:
-        flat = view(_equal_as_bytes(column))
+        flat = view(column)
         _mix_bytes(flat.data, flat.offsets, flat.valid, hashes)
-
-
-def _equal_as_bytes(column: pa.Array) -> pa.Array:
-    """Floats whose equal values have equal bytes; any other type as it is."""
-    if not pa.types.is_floating(column.type):
-        return column
-    values = pc.fill_null(column, 0.0).to_numpy(zero_copy_only=False) if column.null_count else column.to_numpy()
-    values = values + values.dtype.type(0)
-    values[np.isnan(values)] = np.nan
-    if not column.null_count:
-        return pa.array(values)
-    return pa.array(values, mask=validity(column) == 0)
 
 
 def _hash_lists(

@@ -31,6 +31,22 @@ def test_a_communicator_does_what_all_do(backend: str, ranks: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def run(ranks: int, program: str, *arguments: str) -> None:
+    """Run ranks whose assertions are the test."""
+    argv = [find_launcher("mpiexec"), "-n", str(ranks), sys.executable, str(PROGRAM.with_name(program)), *arguments]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.serial
+def test_a_column_of_more_than_2_gib_comes_to_one_rank_in_rounds() -> None:
+    run(2, "large_program.py", str(256 << 20))
+
+
+def test_memory_of_a_node_is_used_again_and_nodes_exchange_one_message_a_pair() -> None:
+    run(4, "window_program.py")
+
+
 def test_an_unknown_backend_is_named() -> None:
     with pytest.raises(ValueError, match="'tcp'"):
         communicator("tcp")
