@@ -29,7 +29,7 @@ Case = Callable[[Communicator], None]
 CASES: list[Case] = []
 
 #: Examples of each property.
-EXAMPLES = 25
+EXAMPLES = 15
 
 
 def for_all(comm: Communicator, body: Callable[..., None], *strategies: st.SearchStrategy[Any]) -> None:
@@ -336,7 +336,7 @@ def communicators(backend: str) -> Iterator[tuple[str, Communicator]]:
     if backend == "mpi" and first.size > 1:
         from aaflow.dataplane.mpi import MpiCommunicator
 
-        EXAMPLES = 10
+        EXAMPLES = 5
         yield "mpi, two nodes", MpiCommunicator(color=first.rank % 2)
         yield "mpi, nodes of one rank", MpiCommunicator(color=first.rank)
         yield "mpi, windows of 8 KiB", MpiCommunicator(window_bytes=8192)
@@ -345,7 +345,7 @@ def communicators(backend: str) -> Iterator[tuple[str, Communicator]]:
 
 
 def main(backend: str) -> None:
-    faulthandler.dump_traceback_later(60, exit=True)
+    faulthandler.dump_traceback_later(100, exit=True)
     for name, comm in communicators(backend):
         for function in CASES:
             if function is waiting_costs_no_core and name != backend:
