@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -102,6 +103,61 @@ def test_a_column_written_in_place_is_not_copied(tmp_path: Path) -> None:
         # One process, two mappings: what is written through one is seen through the other.
         np.frombuffer(memory, np.float32)[:] = 7
         assert set(second.column(2).flatten().to_pylist()) == {7.0}
+
+
+def test_the_rest_of_a_message_goes_behind_its_columns_in_place(tmp_path: Path) -> None:
+    with connected(tmp_path, edge(buffers=2), Form.SHARED_MEMORY) as (sender, receiver, *_):
+        memory = sender.allocate(400 * 384 * 4)
+        batch = rows(400, memory)
+        texts = pa.array(["x" * 500] * 400)
+        batch = pa.RecordBatch.from_arrays([batch.column(0), texts, batch.column(2)], schema=ROWS)
+        sender.send(Message(b"", (batch,)))
+        assert sender.allocate(1 << 20) is not None, "the other buffer is free"
+        assert take(receiver).batches[0].equals(batch)
+
+
+def test_several_threads_may_send(tmp_path: Path) -> None:
+    batch = rows(300)
+
+    def produce(name: str) -> None:
+        for number in range(15):
+            sender.send(Message(f"{name}{number}".encode(), (batch if number % 3 else None,)))
+
+    with connected(tmp_path, edge(buffers=3), Form.SHARED_MEMORY) as (sender, receiver, *_):
+        threads = [_started(functools.partial(produce, name)) for name in "abc"]
+        came: dict[str, list[int]] = {"a": [], "b": [], "c": []}
+        for _ in range(45):
+            message = take(receiver)
+            tag = message.tag.decode()
+            came[tag[0]].append(int(tag[1:]))
+            assert message.batches[0] is None or message.batches[0].equals(batch)
+            del message
+        assert all(numbers == list(range(15)) for numbers in came.values())
+        for thread in threads:
+            thread.join()
+
+
+def test_messages_that_do_not_fit_the_edge_are_refused(tmp_path: Path) -> None:
+    with connected(tmp_path, edge(), Form.SHARED_MEMORY) as (sender, *_):
+        for message, why in (
+            (Message(bytes(1025), (None,)), "a tag of 1025 bytes"),
+            (Message(b"", (None, None)), "2 batches for 1 schemas"),
+            (Message(b"", (pa.RecordBatch.from_arrays([pa.array([1])], ["id"]),)), "where this was agreed"),
+        ):
+            with pytest.raises(ValueError, match=why):
+                sender.send(message)
+        sender.end()
+        with pytest.raises(ValueError, match="after the end of the stream"):
+            sender.send(Message(b"", (None,)))
+
+
+def test_a_socket_refuses_what_is_over_2_gib(tmp_path: Path) -> None:
+    schema = pa.schema([("bytes", pa.uint8())])
+    column = pa.array(np.zeros((2 << 30) + 1, np.uint8))  # never touched, so it takes no memory
+    with connected(tmp_path, edge(schema), Form.SOCKET) as (sender, *_):
+        with pytest.raises(EdgeError, match=r"a message of 2048 MiB; .* use smaller batches"):
+            sender.send(Message(b"", (pa.RecordBatch.from_arrays([column], schema=schema),)))
+        sender.send(Message(b"", (None,)))
 
 
 def test_waiting_for_memory_never_waits_for_oneself(tmp_path: Path) -> None:

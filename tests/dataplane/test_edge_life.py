@@ -21,8 +21,10 @@ from edgeparts import connected, edge, rows, take
 
 from aaflow.dataplane.edge import EdgeError, Endpoint, Form, Message, PeerLost, Receiver, Sender, write_edge_keys
 from aaflow.dataplane.edge.memory import SharedMemory
+from aaflow.dataplane.edge.reactor import SILENCE_MILLISECONDS
 
 HERE = Path(__file__).parent
+SILENCE = SILENCE_MILLISECONDS / 1000  # seconds after which heartbeats tell; a broken connection tells earlier
 FORMS = pytest.mark.parametrize("form", list(Form), ids=lambda form: form.value)
 
 
@@ -100,7 +102,7 @@ def test_a_killed_receiver_is_noticed_by_a_sender_that_waits_for_a_buffer(tmp_pa
             while True:
                 sender.send(Message(b"", (rows(300),)))
 
-        assert _seconds_to_lose(fill, process.kill, "upsert") < 2
+        assert _seconds_to_lose(fill, process.kill, "upsert") < SILENCE
 
 
 @FORMS
@@ -108,14 +110,14 @@ def test_a_killed_receiver_is_noticed_by_a_sender_that_has_ended(tmp_path: Path,
     with _sending_to(tmp_path, form) as (sender, end, process):
         sender.send(Message(b"", (rows(300),)))
         sender.end()
-        assert _seconds_to_lose(end.close, process.kill, "upsert") < 2
+        assert _seconds_to_lose(end.close, process.kill, "upsert") < SILENCE
 
 
 @FORMS
 def test_a_killed_sender_is_noticed_by_a_receiver_that_waits(tmp_path: Path, form: Form) -> None:
     with _receiving_from(tmp_path, form) as (receiver, _, process):
         kept = take(receiver)
-        assert _seconds_to_lose(receiver.take, process.kill, "embed") < 2
+        assert _seconds_to_lose(receiver.take, process.kill, "embed") < SILENCE
         assert kept.batches[0].equals(rows(300)), "what was taken stays valid"
 
 
@@ -327,6 +329,13 @@ def test_the_two_ends_must_agree_on_the_edge(tmp_path: Path) -> None:
 def test_memory_that_is_not_there_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match=r"MiB of shared memory can't be reserved: .* fewer or smaller buffers"):
         SharedMemory.reserve(1 << 45)
+
+
+def test_memory_of_a_process_of_another_namespace_is_told_apart() -> None:
+    memory = SharedMemory.reserve(4096)
+    with pytest.raises(OSError, match="is not the memory of the peer"):
+        SharedMemory.open(os.getpid(), memory.descriptor, memory.inode + 1, memory.size)
+    memory.close_descriptor()
 
 
 def test_memory_is_reserved_when_the_edge_is_up(tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ class Sender:
             EdgeError: there is no memory for a message larger than a buffer.
             ValueError: the message does not fit the edge's schemas, or its tag is too long.
         """
+        self._reactor.check()
         self._require_fit(message)
         frames: list[pa.Buffer] = []
         locate: Locate | None = None
