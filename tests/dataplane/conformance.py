@@ -329,11 +329,11 @@ def waiting_costs_no_core(comm: Communicator) -> None:
 
 
 def communicators(backend: str) -> Iterator[tuple[str, Communicator]]:
-    """The backend as a stage gets it, and on several ranks its forms that other machines would bring about."""
+    """The backend as a stage gets it, and on three ranks its forms that other machines would bring about."""
     global EXAMPLES
     first = communicator(backend)
     yield backend, first
-    if backend == "mpi" and first.size > 1:
+    if backend == "mpi" and first.size > 2:
         from aaflow.dataplane.mpi import MpiCommunicator
 
         EXAMPLES = 5
