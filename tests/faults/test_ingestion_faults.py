@@ -154,6 +154,21 @@ def test_an_interchange_that_dies_before_the_group_starts_ends_the_run(ingestion
     assert ingestion.content()[0] == 1
 
 
+def test_an_interchange_that_dies_while_it_starts_ends_the_run(ingestion: Ingestion) -> None:
+    command = ingestion.start(ingestion.command("parsl"))
+
+    def find() -> list[Process]:
+        return [process for process in ingestion.alive() if "interchange.py" in command_line(process)]
+
+    wait_for(find)
+    processes.kill(find()[0])
+    out, err = command.communicate(timeout=BUDGET)
+    assert (command.returncode, out) == (1, "")
+    assert err == "aaflow: Parsl's interchange of executor 'aaflow' died while it started\n"
+    assert ingestion.alive() == []
+    assert list(ingestion.temporary.rglob("*")) == []
+
+
 @pytest.mark.parametrize("pilot", ["local", "parsl"])
 def test_an_operator_that_fails_is_named_with_its_stage_rank_and_log(ingestion: Ingestion, pilot: str) -> None:
     ingestion.apply = 'function = "fault_operators:refuse"\noptions = { source = "0123.txt" }'
