@@ -12,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,10 @@ class Streaming(Ingestion):
         at = rest.index("--ranks")
         return [python, streaming_command.__file__, *rest[:at], *rest[at + 2 :]]
 
-    def begin(self, pilot: str) -> subprocess.Popen[str]:
+    def begin(self, pilot: str, ranks: Mapping[str, int] | None = None, **environment: str) -> subprocess.Popen[str]:
         """Start the command."""
-        return self.start(self.command(pilot), FAULTS_RANKS=json.dumps(RANKS[pilot]), FAULTS_PACE=str(PACE))
+        environment |= {"FAULTS_RANKS": json.dumps(ranks or RANKS[pilot]), "FAULTS_PACE": str(PACE)}
+        return self.start(self.command(pilot), **environment)
 
     def complete(self) -> Path:
         """Do what is left from this process, fused and on one rank; give the run folder."""
