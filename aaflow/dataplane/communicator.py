@@ -124,4 +124,8 @@ def communicator(backend: str) -> Communicator:
         from aaflow.dataplane.mpi import MpiCommunicator
 
         return MpiCommunicator()
-    raise ValueError(f"communicator {backend!r} is unknown: use 'serial' or 'mpi'")
+    if backend == "cylon":
+        from aaflow.dataplane.cylon import CylonCommunicator
+
+        return CylonCommunicator()
+    raise ValueError(f"communicator {backend!r} is unknown: use 'serial', 'mpi' or 'cylon'")

@@ -115,7 +115,7 @@ class MpiCommunicator:
 
     def _cuts(self, table: pa.Table) -> list[tuple[int, int]]:
         """Where the rows of each round begin, and how many they are; at least one round."""
-        return list(_cut(table, 0, self._transport.round_bytes))
+        return list(cut_rows(table, 0, self._transport.round_bytes))
 
     def _broadcast_schema(self, table: pa.Table | None) -> pa.Schema:
         """The schema of rank 0's table."""
@@ -141,14 +141,14 @@ def _table(sections: Sequence[Section], schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def _cut(table: pa.Table, start: int, limit: int) -> Iterator[tuple[int, int]]:
+def cut_rows(table: pa.Table, start: int, limit: int) -> Iterator[tuple[int, int]]:
     """Runs of rows of at most ``limit`` bytes; a row that has more is one of its own."""
     if table.num_rows <= 1 or table.nbytes <= limit:
         yield start, table.num_rows
         return
     half = table.num_rows // 2
-    yield from _cut(table.slice(0, half), start, limit)
-    yield from _cut(table.slice(half), start + half, limit)
+    yield from cut_rows(table.slice(0, half), start, limit)
+    yield from cut_rows(table.slice(half), start + half, limit)
 
 
 def _tree(nodes: Sequence[Sequence[int]]) -> Iterator[dict[int, int]]:

@@ -295,11 +295,12 @@ def _read(
         return pa.Array.from_buffers(kind, rows, [valid], nulls, children=children)
     if leaf.form is _Form.BYTES:
         return pa.Array.from_buffers(kind, rows, [valid, next(buffers), next(buffers)], nulls)
-    return _of_values(kind, rows, valid, nulls, next(buffers))
+    return array_of_values(kind, rows, valid, nulls, next(buffers))
 
 
-def _of_values(kind: pa.DataType, rows: int, valid: pa.Buffer | None, nulls: int, values: pa.Buffer) -> pa.Array:
+def array_of_values(kind: pa.DataType, rows: int, valid: pa.Buffer | None, nulls: int, values: pa.Buffer) -> pa.Array:
+    """An array of a type of fixed width over its values, and its validity bitmap where it has nulls."""
     if not pa.types.is_fixed_size_list(kind):
         return pa.Array.from_buffers(kind, rows, [valid, values], nulls)
-    items = _of_values(kind.value_type, rows * kind.list_size, None, 0, values)
+    items = array_of_values(kind.value_type, rows * kind.list_size, None, 0, values)
     return pa.Array.from_buffers(kind, rows, [valid], nulls, children=[items])

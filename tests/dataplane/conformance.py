@@ -342,6 +342,11 @@ def communicators(backend: str) -> Iterator[tuple[str, Communicator]]:
         yield "mpi, windows of 8 KiB", MpiCommunicator(window_bytes=8192)
         yield "mpi, windows of 16 KiB, two nodes", MpiCommunicator(color=first.rank % 2, window_bytes=16384)
         yield "mpi, no shared memory", MpiCommunicator(window_bytes=0)
+    if backend == "cylon" and first.size > 1:
+        from aaflow.dataplane.cylon import CylonCommunicator
+
+        EXAMPLES = 10
+        yield "cylon, rounds of 2 KiB", CylonCommunicator(round_bytes=2048)
 
 
 def main(backend: str) -> None:
