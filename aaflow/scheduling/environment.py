@@ -17,7 +17,7 @@ from aaflow.scheduling.site import Site
 BACKENDS = {
     "serial": ("", ""),
     "mpi": ("mpi4py", "pip install mpi4py"),
-    "cylon": ("pycylon", "use the site's build of Cylon, or name an interpreter that has it: [environments.cylon] python = …"),
+    "cylon": ("pycylon", "use the site's build of Cylon, or name an interpreter with one: [environments.cylon]"),
 }
 #: Seconds that an interpreter may take to import what a rank needs; a cold file system is slow.
 IMPORT_SECONDS = 120
