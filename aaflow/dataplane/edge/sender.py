@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import pyarrow as pa
 import zmq
 
 from aaflow.dataplane.edge import protocol
+from aaflow.dataplane.edge.credits import Credits
 from aaflow.dataplane.edge.frames import Encoded, Locate, Place, aligned, encode, write_stream
 from aaflow.dataplane.edge.memory import Bytes, Lease, SharedMemory, leased
 from aaflow.dataplane.edge.reactor import Reactor
@@ -23,21 +23,6 @@ from aaflow.errors import EdgeError, PeerLost
 FRAME_BYTES = 32 << 20
 _IN_PLACE_BYTES = 64 << 10
 _SOCKET_BYTES = 2 << 30
-
-
-@dataclass
-class _Buffer:
-    """State of one buffer of shared memory: free when neither loaned nor held.
-
-    Attributes:
-        used: bytes from its start.
-        loaned: a part of it was allocated and this process still refers to it.
-        held: messages that lie in it and that the receiver has not released, or that are being written.
-    """
-
-    used: int = 0
-    loaned: bool = False
-    held: int = 0
 
 
 class Sender:
@@ -65,11 +50,8 @@ class Sender:
         self._done = False
         self._memory: SharedMemory | None = None
         self._buffer_bytes = aligned(spec.buffer_bytes)
-        self._buffers = [_Buffer() for _ in range(spec.buffers if form is Form.SHARED_MEMORY else 0)]
-        #: Messages that the receiver has not released: those with memory of their own, and how many small ones.
-        self._own_memory: dict[int, SharedMemory | None] = {}
-        self._next_number = spec.buffers
-        self._small = 0
+        buffers = spec.buffers if form is Form.SHARED_MEMORY else 0
+        self._credits = Credits(spec.buffers, buffers, self._buffer_bytes)
 
     def __repr__(self) -> str:
         return f"<Sender {self._spec.source}.{self._own_rank} -> {self._spec.target}.{self.rank} {self._form.value}>"
@@ -91,7 +73,7 @@ class Sender:
         locate: Locate | None = None
         if self._form is Form.SOCKET:
             locate = functools.partial(_in_frames, frames)
-        elif any(buffer.loaned for buffer in self._buffers):
+        elif self._credits.any_loaned:
             locate = self._in_buffers
         parts = [None if batch is None else encode(batch, locate) for batch in message.batches]
         size = sum(aligned(part.size) for part in parts if part is not None)
@@ -122,13 +104,11 @@ class Sender:
         if self._form is Form.SOCKET or size > self._buffer_bytes:
             return None
         with self._reactor.changed:
-            index = self._reactor.wait(self._free_buffer)
+            index = self._reactor.wait(self._credits.free_buffer)
             assert index is not None
             if index < 0:
                 return None
-            buffer = self._buffers[index]
-            buffer.loaned = True
-            buffer.used = aligned(size)
+            self._credits.loan(index, aligned(size))
         assert self._memory is not None
         start = index * self._buffer_bytes
         return leased(self._memory.array[start : start + size], Lease(self._reactor.releases, self, index))
@@ -161,12 +141,11 @@ class Sender:
     def _send_small(self, tag: bytes, parts: Sequence[Encoded | None], size: int) -> None:
         body = np.empty(size, np.uint8)
         _write(parts, protocol.SMALL, body, 0)
-        numbers = _located(parts)
+        numbers = [protocol.SMALL, *_located(parts)]
         with self._reactor.changed:
-            self._reactor.wait(lambda: True if self._small < protocol.SMALL_MESSAGES else None)
-            self._small += 1
-            self._hold(numbers)
-            self._post_data([protocol.SMALL, *numbers], parts, tag, body=body.tobytes())
+            self._reactor.wait(self._credits.small_allowed)
+            self._credits.hold(numbers)
+            self._post_data(numbers, parts, tag, body=body.tobytes())
 
     def _send_frames(self, tag: bytes, parts: Sequence[Encoded | None], frames: list[pa.Buffer]) -> None:
         for part in parts:
@@ -182,35 +161,36 @@ class Sender:
                 "once: use smaller batches"
             )
         with self._reactor.changed:
-            self._reactor.wait(self._own_memory_allowed)
-            number = self._new_number(None)
-            self._post_data([number], parts, tag, frames=frames)
+            self._reactor.wait(self._credits.own_allowed)
+            self._post_data([self._credits.number_own()], parts, tag, frames=frames)
 
     def _send_shared(self, tag: bytes, parts: Sequence[Encoded | None], size: int) -> None:
         located = _located(parts)
         with self._reactor.changed:
-            room = self._reactor.wait(lambda: self._room(located, size))
+            room = self._reactor.wait(lambda: self._credits.room(located, size))
             assert room is not None
             index, start = room
-            if index >= 0:
-                self._buffers[index].used = start + size
+            in_buffer = index >= 0
+            if in_buffer:
+                self._credits.use(index, start + size)
             else:
-                index = self._new_number(None)
+                index = self._credits.number_own()
             numbers = located | {index}
-            self._hold(numbers)
+            self._credits.hold(numbers)
         try:
-            if index in self._own_memory:
-                self._own_memory[index] = memory = SharedMemory.reserve(size)
-                target, own = memory.array, memory.handle
-            else:
+            if in_buffer:
                 assert self._memory is not None
                 first = index * self._buffer_bytes
                 target, own = self._memory.array[first : first + self._buffer_bytes], None
+            else:
+                memory = SharedMemory.reserve(size)
+                self._credits.keep(index, memory)
+                target, own = memory.array, memory.handle
             _write(parts, index, target, start)
         except BaseException:
             with self._reactor.changed:
                 for number in numbers:
-                    self._release(number)
+                    self._credits.release(number)
                 self._reactor.changed.notify_all()
             raise
         with self._reactor.changed:
@@ -239,8 +219,6 @@ class Sender:
         assert self._socket is not None, "the endpoint was not connected"
         self._reactor.post(self._socket, frames)
 
-    # Places and credits; the caller holds the reactor's condition where state is changed
-
     def _in_buffers(self, found: Sequence[pa.Buffer]) -> list[Place] | None:
         """Places of buffers that all lie in the edge's memory."""
         assert self._memory is not None
@@ -254,47 +232,6 @@ class Sender:
             places.append((index, inside, buffer.size))
         return places
 
-    def _free_buffer(self) -> int | None:
-        """A free buffer, -1 when none is and waiting might never end, None when waiting will do."""
-        for index, buffer in enumerate(self._buffers):
-            if not buffer.loaned and not buffer.held:
-                return index
-        return None if any(not buffer.loaned for buffer in self._buffers) else -1
-
-    def _room(self, located: set[int], size: int) -> tuple[int, int] | None:
-        """Buffer and offset for ``size`` bytes, (-1, 0) for memory of their own, None when waiting will do."""
-        for index in located:
-            if self._buffers[index].used + size <= self._buffer_bytes:
-                return index, self._buffers[index].used
-        free = self._free_buffer() if size <= self._buffer_bytes else -1
-        if free is not None and free >= 0:
-            return free, 0
-        # A message that keeps buffers from becoming free must not wait for one.
-        if free is None and not located:
-            return None
-        return (-1, 0) if self._own_memory_allowed() else None
-
-    def _own_memory_allowed(self) -> bool | None:
-        return True if len(self._own_memory) < self._spec.buffers else None
-
-    def _new_number(self, memory: SharedMemory | None) -> int:
-        self._next_number += 1
-        self._own_memory[self._next_number - 1] = memory
-        return self._next_number - 1
-
-    def _hold(self, numbers: set[int]) -> None:
-        for number in numbers:
-            if number < len(self._buffers):
-                self._buffers[number].held += 1
-
-    def _release(self, number: int) -> None:
-        if number == protocol.SMALL:
-            self._small -= 1
-        elif number < len(self._buffers):
-            self._buffers[number].held -= 1
-        elif (memory := self._own_memory.pop(number)) is not None:
-            memory.close_descriptor()
-
     # What the endpoint does with it
 
     def prepare(self) -> None:
@@ -305,7 +242,7 @@ class Sender:
         """
         memory = None
         if self._form is Form.SHARED_MEMORY:
-            self._memory = SharedMemory.reserve(self._buffer_bytes * len(self._buffers))
+            self._memory = SharedMemory.reserve(self._buffer_bytes * self._spec.buffers)
             self._memory.touch()
             memory = self._memory.handle
         self._hello = protocol.Hello.of_this_process(self._own_rank, self._form, self._spec, memory).to_bytes()
@@ -333,11 +270,10 @@ class Sender:
 
     def drop(self) -> None:
         """Let go of the memory; what the receiver still uses stays."""
-        for memory in (self._memory, *self._own_memory.values()):
-            if memory is not None:
-                memory.close_descriptor()
+        if self._memory is not None:
+            self._memory.close_descriptor()
         self._memory = None
-        self._own_memory.clear()
+        self._credits.drop()
 
     def _lost(self) -> PeerLost:
         return PeerLost(
@@ -365,7 +301,7 @@ class Sender:
 
     def on_released(self, number: int) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
-        self._buffers[number].loaned = False
+        self._credits.end_loan(number)
 
     def on_frames(self, frames: list[zmq.Frame]) -> None:
         """See :class:`aaflow.dataplane.edge.reactor.Channel`."""
@@ -373,7 +309,7 @@ class Sender:
         word = frame[:1]
         if word == protocol.RELEASE:
             for number in np.frombuffer(frame, np.int64, offset=1).tolist():
-                self._release(number)
+                self._credits.release(number)
         elif word == protocol.READY:
             self.up = True
             if self._memory is not None:
