@@ -1,6 +1,6 @@
-"""The data plane against real peers: an edge in a node, an edge between nodes, a shuffle between ranks.
+"""The data plane against real peers: edges in a node and between nodes, a shuffle between ranks, stages that stream.
 
-    python benchmarks/dataplane.py [--quick] [--case edge|network|shuffle …] [--rounds N] [--json FILE] [--plot FILE]
+    python benchmarks/dataplane.py [--quick] [--case NAME …] [--rounds N] [--json FILE] [--plot FILE]
 
 edge: one producer and one consumer, a process and a core each; batches of rows with an id, a text of about 800 bytes
 and a vector of 384 floats; the consumer reads every byte where it lies. aaflow's edge in shared memory (also with the
@@ -14,6 +14,9 @@ shuffle: a table in the memory of 2 and of 4 ranks, every row to a rank by chanc
 mpi4py's **pickle**-based ``alltoall`` (also with pickle 5 out of band), **Dask**'s P2P shuffle, **Ray** (actors that
 split and join tables in its object store), and ``cylon``. Ranks of a job move it three times; the figure is of the
 second and the third, when memory has been used before. The first stands in the JSON.
+ingestion: ``load → transform → embed → upsert`` with the hash embedder, as one stage (**fused**) and as four that
+stream to each other (**unfused**), every stage with as many ranks as cores, all on the same cores. The rate is of the
+steady state: from when every rank is set up until the last one's end. Both have to make the same index.
 
 What is measured takes turns in every round, in processes that are fresh, and what arrives is compared with what was
 sent. Ratios are taken inside a round. A round in which other processes used more than a tenth of the cores does not
@@ -29,24 +32,32 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from measure.corpus import write_records, write_texts
 from measure.figures import Figure, figure, ratios
 from measure.machine import watched
+from measure.pipeline import Work, run_pipeline
 from measure.processes import flow, shuffle
 from rich.console import Console
 from rich.table import Table
+
+from aaflow.scheduling.sitefile import load_site
 
 #: Others may use so much of the cores in a round that counts.
 CALM = 0.10
 #: What a peer needs beside aaflow, by the name of a module.
 NEEDS = {"iceoryx2": "iceoryx2", "dask": "distributed", "ray": "ray", "cylon": "pycylon"}
 CLUSTERS = ("dask", "ray")
+CASES = ("edge", "network", "shuffle", "ingestion")
 
-#: What one measurement gave: ``GB/s`` and whatever else stands in the JSON.
+#: Rows a batch, ranks, a corpus.
+Column = int | str
+#: What one measurement gave: ``rate`` and whatever else stands in the JSON.
 Found = Mapping[str, Any]
 
 
@@ -68,29 +79,31 @@ class Case:
         names: what takes turns.
         columns: sizes it is measured at.
         unit: of a column.
+        rate: the unit of ``rate``.
         rounds: that count.
         targets: ratios to show.
         once: measure one name, at all columns that it is measured at.
     """
 
     names: tuple[str, ...]
-    columns: tuple[int, ...]
+    columns: tuple[Column, ...]
     unit: str
+    rate: str
     rounds: int
     targets: tuple[Target, ...]
-    once: Callable[[str], Mapping[int, Found]]
+    once: Callable[[str], Mapping[Any, Found]]
 
 
 @dataclass(frozen=True)
 class Round:
     """All names once, and what others used of the cores meanwhile, at most."""
 
-    found: Mapping[str, Mapping[int, Found]]
+    found: Mapping[str, Mapping[Column, Found]]
     others: float
 
 
-def cases(quick: bool) -> dict[str, Case]:
-    """All cases."""
+def cases(quick: bool, scratch: Path) -> dict[str, Case]:
+    """All cases; ``scratch`` is a folder for corpora and indexes."""
     edge = (1024, 16384) if quick else (1024, 4096, 16384, 65536)
     network = (16384,) if quick else (1024, 16384, 65536)
     size = 128_000_000 if quick else 2_000_000_000
@@ -105,6 +118,7 @@ def cases(quick: bool) -> dict[str, Case]:
             ("memcpy", "edge", "edge, in place", "iceoryx2", "fresh file", "pickle 5 out of band", "pickle"),
             edge,
             "rows a batch",
+            "GB/s",
             2 if quick else 5,
             tuple(Target(ours, *each) for ours in ("edge", "edge, in place") for each in peers),
             lambda name: flow(name, edge, **how),
@@ -113,7 +127,8 @@ def cases(quick: bool) -> dict[str, Case]:
             ("edge, TCP", "ZeroMQ", "edge, TCP, CURVE", "ZeroMQ, CURVE"),
             network,
             "rows a batch",
-            2 if quick else 5,
+            "GB/s",
+            1 if quick else 5,
             (Target("edge, TCP", "ZeroMQ"), Target("edge, TCP, CURVE", "ZeroMQ, CURVE")),
             lambda name: flow(name, network, **how),
         ),
@@ -121,19 +136,69 @@ def cases(quick: bool) -> dict[str, Case]:
             ("mpi", "cylon", "ray", "dask", "pickle 5 out of band", "pickle"),
             (2, 4),
             "ranks",
+            "GB/s",
             1 if quick else 3,
             (Target("mpi", "pickle", 8), Target("mpi", "cylon", 1), *(Target("mpi", each) for each in ("ray", "dask"))),
             lambda name: {ranks: shuffle(name, ranks, size) for ranks in (few if name in CLUSTERS else (2, 4))},
         ),
+        "ingestion": Case(
+            ("fused", "unfused"),
+            ("texts", "records"),
+            "of 16 MB" if quick else "of 256 MB",
+            "1000 chunks/s",
+            1 if quick else 3,
+            (Target("unfused", "fused", 1 / 1.2),),
+            Ingestion(scratch, 16_000_000 if quick else 256_000_000),
+        ),
     }
+
+
+class Ingestion:
+    """Ingestions of two corpora, which are made when they are first asked for.
+
+    Args:
+        scratch: folder for corpora, indexes and run folders.
+        size: bytes of a corpus.
+    """
+
+    def __init__(self, scratch: Path, size: int) -> None:
+        self._scratch = scratch
+        self._size = size
+        self._works: dict[str, Work] = {}
+        self._digests: dict[str, str] = {}
+
+    def __call__(self, name: str) -> dict[str, Found]:
+        """``fused`` or ``unfused``: both corpora."""
+        if not self._works:
+            for corpus, write in (("texts", write_texts), ("records", write_records)):
+                write(self._scratch / corpus, self._size)
+                self._works[corpus] = Work(self._scratch / corpus, "hash", load_site("local"), self._scratch)
+                run_pipeline(self._works[corpus])  # compiles kernels where no run has before
+        found: dict[str, Found] = {}
+        for corpus, work in self._works.items():
+            run = run_pipeline(work, fuse=name == "fused")
+            if self._digests.setdefault(corpus, run.digest) != run.digest:
+                sys.exit(f"{corpus}: fused and unfused runs made different indexes: do not trust these figures")
+            found[corpus] = {
+                "rate": run.chunks / run.steady / 1000,
+                "seconds": run.steady,
+                "startup": run.startup,
+                "cpu": run.cpu,
+                "chunks": run.chunks,
+            }
+        return found
 
 
 def main() -> None:
     """Measure and show."""
     parser = argparse.ArgumentParser(description="The data plane against real peers.")
-    parser.add_argument("--quick", action="store_true", help="small batches and tables, few rounds: under a minute")
-    parser.add_argument("--case", action="append", choices=("edge", "network", "shuffle"), help="may be repeated")
-    parser.add_argument("--rounds", type=int, help="that count; by default 5 and 3 (shuffle), and 2 and 1 with --quick")
+    parser.add_argument(
+        "--quick", action="store_true", help="small tables, few rounds, no ingestion unless it is named: a minute"
+    )
+    parser.add_argument("--case", action="append", choices=CASES, help="may be repeated")
+    parser.add_argument(
+        "--rounds", type=int, help="that count; by default 5, 3 of shuffle and ingestion; with --quick 1, 2 of edge"
+    )
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--plot", type=Path, help="draw them there: .png, .svg or .pdf")
     arguments = parser.parse_args()
@@ -141,25 +206,39 @@ def main() -> None:
         parser.error("--plot needs matplotlib: pip install 'aaflow[bench]'")
     console = Console()
     found: dict[str, Any] = {}
-    for name, case in cases(arguments.quick).items():
-        if name in (arguments.case or cases(arguments.quick)):
-            here, missing = present(case.names)
-            counted, every = measure(case, here, arguments.rounds or case.rounds, again=not arguments.quick)
-            found[name] = {
-                "unit": case.unit,
-                "missing": [*missing, *(each for each in here if each not in counted[0].found)],
-                "calm": max(each.others for each in counted) <= CALM,
-                "rates": rates(counted, lambda each: each["GB/s"]),
-                "cpu": rates(counted, lambda each: each["cpu"] / each["bytes"] * 1e9) if name != "shuffle" else {},
-                "rounds": [vars(each) for each in every],
-            }
-            console.print(table(name, case, found[name]))
+    with tempfile.TemporaryDirectory(prefix="aaflow-bench-") as scratch:
+        for name, case in cases(arguments.quick, Path(scratch)).items():
+            wanted = arguments.case or [each for each in CASES if each != "ingestion" or not arguments.quick]
+            if name in wanted:
+                found[name] = run(case, arguments.rounds or case.rounds, again=not arguments.quick)
+                console.print(table(name, case, found[name]))
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1, default=_plain), encoding="utf-8")
     if arguments.plot:
         from measure.plot import draw
 
         draw(found, arguments.plot)
+
+
+def run(case: Case, rounds: int, *, again: bool) -> dict[str, Any]:
+    """Measure a case; see :func:`measure`."""
+    here, missing = present(case.names)
+    counted, every = measure(case, here, rounds, again=again)
+    return {
+        "unit": case.unit,
+        "rate": case.rate,
+        "missing": [*missing, *(each for each in here if each not in counted[0].found)],
+        "calm": max(each.others for each in counted) <= CALM,
+        "rates": rates(counted, lambda each: each["rate"]),
+        "cpu": rates(counted, _cpu) if case.unit != "ranks" else {},
+        "rounds": [vars(each) for each in every],
+    }
+
+
+def _cpu(found: Found) -> float:
+    """CPU seconds of all processes for what the rate is of: a GB of columns, or 1000 chunks."""
+    amount: float = found["bytes"] / 1e9 if "bytes" in found else found["chunks"] / 1000
+    return float(found["cpu"] / amount)
 
 
 def present(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -192,7 +271,7 @@ def measure(case: Case, names: Sequence[str], rounds: int, *, again: bool) -> tu
     return sorted(done, key=lambda each: each.others)[:rounds], done
 
 
-def rates(counted: Sequence[Round], rate: Callable[[Found], float]) -> dict[str, dict[int, Figure]]:
+def rates(counted: Sequence[Round], rate: Callable[[Found], float]) -> dict[str, dict[Column, Figure]]:
     """A rate of all rounds, by name and column."""
     first = counted[0].found
     return {
@@ -203,12 +282,12 @@ def rates(counted: Sequence[Round], rate: Callable[[Found], float]) -> dict[str,
 
 def table(name: str, case: Case, found: Mapping[str, Any]) -> Table:
     """The table of a case."""
-    rated: Mapping[str, Mapping[int, Figure]] = found["rates"]
+    rated: Mapping[str, Mapping[Column, Figure]] = found["rates"]
     cores = len(os.sched_getaffinity(0))
     notes = [] if found["calm"] else ["NOT calm: others used the cores"]
     notes += [f"not here: {', '.join(found['missing'])}"] if found["missing"] else []
-    notes += [f"{case.columns[-1]} ranks share {cores} cores"] if name == "shuffle" and cores < case.columns[-1] else []
-    title = "; ".join([f"{name}: GB/s, median (least..most)", *notes])
+    notes += [f"4 ranks share {cores} cores"] if name == "shuffle" and cores < 4 else []
+    title = "; ".join([f"{name}: {case.rate}, median (least..most)", *notes])
     shown = Table("", *(f"{column} {case.unit}" for column in case.columns), title=title, title_justify="left")
     for each, columns in rated.items():
         shown.add_row(each, *(str(columns.get(column, "")) for column in case.columns))
@@ -219,13 +298,13 @@ def table(name: str, case: Case, found: Mapping[str, Any]) -> Table:
     shown.add_section()
     for each, columns in found["cpu"].items():
         spent = (str(columns[column]) for column in case.columns)
-        shown.add_row(f"{each}: CPU s/GB", *spent, style="dim")
+        shown.add_row(f"{each}: CPU s / {case.rate.removesuffix('/s')}", *spent, style="dim")
     return shown
 
 
-def _ratio(target: Target, rated: Mapping[str, Mapping[int, Figure]], columns: Sequence[int]) -> list[str]:
+def _ratio(target: Target, rated: Mapping[str, Mapping[Column, Figure]], columns: Sequence[Column]) -> list[str]:
     """A row of ratios, each with its verdict by the median."""
-    wanted = f" (at least {target.least:g})" if target.least else ""
+    wanted = f" (at least {target.least:.2g})" if target.least else ""
     cells = [f"{target.ours} / {target.peer}{wanted}"]
     ours, peer = rated[target.ours], rated[target.peer]
     for column in columns:
@@ -233,7 +312,7 @@ def _ratio(target: Target, rated: Mapping[str, Mapping[int, Figure]], columns: S
             cells.append("")
             continue
         ratio = ratios(ours[column], peer[column])
-        judged = target.least is not None and column >= target.start
+        judged = target.least is not None and (isinstance(column, str) or column >= target.start)
         verdict = (" met" if ratio.median >= (target.least or 0) else " missed") if judged else ""
         cells.append(f"{ratio}{verdict}")
     return cells

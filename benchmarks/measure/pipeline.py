@@ -50,12 +50,12 @@ class Work:
         """One per core."""
         return len(self.site.node.cores)
 
-    def placement(self, index: Path, ranks: int) -> Placement:
-        """The pipeline on ``ranks`` of the cores."""
+    def placement(self, index: Path, ranks: int, *, fuse: bool = True) -> Placement:
+        """The pipeline on ``ranks`` of the cores; unfused, every stage has so many ranks, and they share the cores."""
         workflow = aaflow.Workflow()
         workflow.load(self.corpus, id_column="id").transform().embed(self.model, device="cpu").upsert(index)
         site = replace(self.site, node=replace(self.site.node, cores=self.site.node.cores[:ranks]))
-        return aaflow.place(aaflow.compile(workflow, site=site, ranks=ranks), site)
+        return aaflow.place(aaflow.compile(workflow, site=site, ranks=ranks, fuse=fuse), site)
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,23 @@ class Run:
     recorded: int
 
 
-def run_pipeline(work: Work) -> Run:
-    """The pipeline through aaflow and its local pilot."""
+def run_pipeline(work: Work, *, fuse: bool = True) -> Run:
+    """The pipeline through aaflow and its local pilot.
+
+    Unfused, its steady state lasts from when every rank of every stage is set up until the last one's end.
+    """
     with _scratch(work) as folder:
-        result = aaflow.run(work.placement(folder / "index", work.ranks), pilot="local", run_folder=folder / "runs")
-        (stage,) = result.placement.plan.stages
+        placement = work.placement(folder / "index", work.ranks, fuse=fuse)
+        result = aaflow.run(placement, pilot="local", run_folder=folder / "runs")
         run = RunFolder(result.folder)
-        ranks = [run.read_json(f"results/{stage.name}.{rank}.json") or {} for rank in range(stage.ranks)]
-        steady = max(rank["ended"] - rank["ready"] - max(rank["setup"].values()) for rank in ranks)
+        stages = [
+            [run.read_json(f"results/{stage.name}.{rank}.json") or {} for rank in range(stage.ranks)]
+            for stage in result.placement.plan.stages
+        ]
+        ranks = [rank for stage in stages for rank in stage]
+        begins = [rank["ready"] + max(rank["setup"].values()) for rank in ranks]
+        begins = begins if len(stages) == 1 else [max(begins)] * len(ranks)
+        steady = max(rank["ended"] - begin for rank, begin in zip(ranks, begins, strict=True))
         cpu = sum(rank["cpu"] for rank in ranks)
         last = max(rank["ended"] for rank in ranks)
         began = (result.folder / "placement.json").stat().st_mtime

@@ -30,7 +30,8 @@ def flow(
     """Send batches through a channel (:data:`measure.flow.CHANNELS`).
 
     Returns:
-        By size in rows: ``GB/s``, ``batches``, ``bytes`` of their columns, ``seconds``, ``cpu`` seconds of both ends.
+        By size in rows: ``rate`` in GB/s, ``batches``, ``bytes`` of their columns, ``seconds``, ``cpu`` seconds of both
+        ends.
 
     Raises:
         RuntimeError: an end failed.
@@ -65,14 +66,14 @@ def flow(
         if end.returncode:
             raise RuntimeError(f"{name}: an end failed\n{error}")
     found = json.loads(outs[1][0])
-    return {int(size): {"GB/s": each["bytes"] / each["seconds"] / 1e9, **each} for size, each in found.items()}
+    return {int(size): {"rate": each["bytes"] / each["seconds"] / 1e9, **each} for size, each in found.items()}
 
 
 def shuffle(name: str, ranks: int, size: int) -> dict[str, Any]:
     """Shuffle ``size`` bytes over ranks (:data:`measure.ranks.SHUFFLES`, :mod:`measure.clusters`).
 
     Returns:
-        ``GB/s`` of the second and the third time together, ``seconds`` of each time, and what else was told.
+        ``rate`` in GB/s of the second and the third time together, ``seconds`` of each time, and what else was told.
 
     Raises:
         RuntimeError: it failed.
@@ -87,7 +88,7 @@ def shuffle(name: str, ranks: int, size: int) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"{name} on {ranks} ranks failed\n{done.stderr}")
     found = json.loads(done.stdout.splitlines()[-1])
-    return {"GB/s": count * ranks * ROW_BYTES / mean(found["seconds"][1:]) / 1e9, **found}
+    return {"rate": count * ranks * ROW_BYTES / mean(found["seconds"][1:]) / 1e9, **found}
 
 
 def _start(name: str, role: str, job: Mapping[str, Any]) -> subprocess.Popen[str]:
