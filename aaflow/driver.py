@@ -19,7 +19,7 @@ from aaflow.dataplane.edge import write_edge_keys
 from aaflow.errors import AaflowError, PilotError, RunError, StageError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
-from aaflow.runtime.ending import blames_neighbour
+from aaflow.runtime.ending import blames_neighbour, first_loss
 from aaflow.runtime.lease import RunLease
 from aaflow.runtime.leftovers import find_leftovers
 from aaflow.runtime.leftovers import remove as remove_leftover
@@ -182,7 +182,7 @@ def _run_groups(placement: Placement, pilot: Pilot, folder: RunFolder, progress:
             try:
                 _wait(tasks, told, pilot, folder, progress)
             except StageError as error:
-                raise _cause(error, told, folder) from None
+                raise _cause(error, [*tasks.items(), *told.items()], folder) from None
         except BaseException as error:
             lease.end(str(error) or type(error).__name__)
             raise
@@ -220,18 +220,26 @@ def _wait(
             _check(pilot, [name for name in tasks if name in waiting], folder)
 
 
-def _cause(error: StageError, told: Mapping[str, Future[Any]], folder: RunFolder) -> StageError:
-    """The failure that a group's own followed from, where it failed because a neighbour did: who died tells later."""
+def _cause(error: StageError, ends: Sequence[tuple[str, Future[Any]]], folder: RunFolder) -> StageError:
+    """The failure that a group's own followed from, where it failed because a neighbour did: who died tells later.
+
+    Args:
+        error: of the group.
+        ends: what the engine and the keepers tell of all stages.
+        folder: of the run.
+    """
+    if not blames_neighbour(str(folder.path), error.stage):
+        return error
     deadline = time.monotonic() + KEEPER_SECONDS
-    others = [future for name, future in told.items() if name != error.stage]
-    while others and blames_neighbour(str(folder.path), error.stage) and time.monotonic() < deadline:
+    others = [future for stage, future in ends if stage != error.stage]
+    while others and time.monotonic() < deadline:
         wait(others, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
         for future in [future for future in others if future.done()]:
             others.remove(future)
             found = future.exception()
             if isinstance(found, StageError) and not blames_neighbour(str(folder.path), found.stage):
                 return found
-    return error
+    return first_loss(str(folder.path)) or error
 
 
 def _take(stage: str, task: Future[str], told: Future[Any], pilot: Pilot, folder: RunFolder) -> None:

@@ -14,7 +14,9 @@ from aaflow.runtime import processes, records, sharedfiles
 def registered_files(run_folder: str, stage: str | None = None) -> set[sharedfiles.SharedFile]:
     """The shared-memory files that the ranks of a stage (of every stage) registered on this node."""
     found, here = set(), processes.this_node()
-    ranks = records.all_ranks(run_folder) if stage is None else records.per_rank(run_folder, "ranks", stage).values()
+    ranks = (
+        records.every(run_folder, "ranks") if stage is None else records.per_rank(run_folder, "ranks", stage).values()
+    )
     for record in ranks:
         with contextlib.suppress(KeyError, ValueError):
             if processes.read_node(record) == here:

@@ -112,6 +112,21 @@ def blames_neighbour(run_folder: str, stage: str) -> bool:
     return error is not None and error.get("type") in ("PeerLost", "EdgeCancelled")
 
 
+def first_loss(run_folder: str) -> StageError | None:
+    """The error of the stage whose rank others lost first; None where nobody lost any.
+
+    For runs of which no group has failed by itself: a rank stands still, or two stages have lost each other.
+    """
+    losses = [error for error in records.every(run_folder, "errors") if error.get("lost")]
+    if not losses:
+        return None
+    first = min(losses, key=lambda error: float(error.get("time", 0.0)))
+    stage, rank = first["lost"]
+    log = records.log_path(run_folder, stage)
+    what = f"stage {stage!r} failed: its rank {rank} is gone or stands still: {first['error']}"
+    return StageError(f"{what}; log: {log}", stage=stage, rank=rank, log=log)
+
+
 def stage_error(run_folder: str, result: GroupResult) -> StageError:
     """The error that says why a group failed: the first error of a rank, else the keeper's or the launcher's word.
 

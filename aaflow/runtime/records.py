@@ -82,9 +82,9 @@ def per_rank_paths(run_folder: str, kind: str, stage: str) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def all_ranks(run_folder: str) -> list[dict[str, Any]]:
-    """The records of all ranks of a run."""
-    paths = glob.glob(f"{glob.escape(os.path.join(run_folder, 'ranks'))}/*.json")
+def every(run_folder: str, kind: str) -> list[dict[str, Any]]:
+    """The records of all ranks of a run; ``kind`` is ``ranks`` or ``errors``."""
+    paths = glob.glob(f"{glob.escape(os.path.join(run_folder, kind))}/*.json")
     return [record for path in sorted(paths) if (record := read(path)) is not None]
 
 

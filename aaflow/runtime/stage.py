@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from aaflow.errors import PeerLost
 from aaflow.runtime.group import register_rank
 from aaflow.runtime.runfolder import RunFolder
 
@@ -161,6 +162,7 @@ def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> Non
         "error": str(error),
         "notes": getattr(error, "__notes__", []),
         "where": f"{place[0].filename}:{place[0].lineno}" if place else "",
+        "lost": [error.stage, error.rank] if isinstance(error, PeerLost) else None,
         "time": time.time(),
     }
     folder.write_json(f"errors/{stage}.{rank}.json", record)

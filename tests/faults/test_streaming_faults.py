@@ -96,6 +96,18 @@ def test_the_stage_of_a_killed_rank_is_blamed_and_its_neighbours_only_say_whom_t
     assert lost in log(streaming, "transform") + log(streaming, "embed")
 
 
+def test_a_rank_that_stands_still_ends_the_run_and_is_named(streaming: Streaming) -> None:
+    command = hold(streaming)
+    victim = part(streaming, "rank", "hold")
+    assert victim is not None
+    os.kill(victim.pid, signal.SIGSTOP)
+    _, err = command.communicate(timeout=5 + 2 * BUDGET)  # 4 s for heartbeats to stay away
+    assert command.returncode == 1
+    says = r"stage 'hold' failed: its rank 0 is gone or stands still: edge .* rank 0 of stage 'hold' is gone before .*"
+    assert re.fullmatch(rf"aaflow: {says}/logs/hold.out\n", err), err
+    wait_until_gone(streaming)
+
+
 def test_an_operator_that_fails_in_a_middle_stage_is_named(streaming: Streaming) -> None:
     streaming.apply = 'function = "fault_operators:refuse"\nname = "hold"\noptions = { source = "0023.txt" }'
     command = streaming.begin("local", RANKS)
