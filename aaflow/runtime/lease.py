@@ -154,10 +154,11 @@ class RunLease:
         """
         base = tempfile.gettempdir()
         # Engines make sockets in there, whose whole path may have 107 characters.
-        temporary = tempfile.mkdtemp(prefix="aaflow-", dir=base if len(base) < 50 else "/tmp")
+        temporary = os.path.join(base if len(base) < 50 else "/tmp", f"aaflow-{secrets.token_hex(8)}")
         engine = {"run": self.run, "temporary": temporary, "since": time.time_ns()}
         records.write(records.engine_path(self.run_folder), engine)
         self._engine = start_keeper(self.run_folder, "-", "engine", run=self.run)
+        os.mkdir(temporary, 0o700)  # by now there is a keeper to remove it, whoever is killed
         return {processes.ENGINE: self.run, processes.RUN: self.run, "SPT_NOENV": "1", "TMPDIR": temporary}
 
     def end_group(self, stage: str, reason: str) -> None:
@@ -276,6 +277,8 @@ class RunLease:
             judged = {route: _why_lost(keeper, now) for route, keeper in self._keepers.items()}
             lost = [(self._keepers.pop(route), why) for route, why in judged.items() if why is not None]
         for keeper, why in lost:
+            if keeper.process is not None:  # one that stands still: who started it waits for its end
+                processes.kill(keeper.process)
             if keeper.kind != "engine":
                 group = f"{self.run}/{keeper.stage}"
                 find = functools.partial(processes.find_marked, processes.GROUP, group)

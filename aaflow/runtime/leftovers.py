@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,14 +35,14 @@ class Leftover:
 
 def find_leftovers(runs_folder: str) -> list[Leftover]:
     """What dead runs in ``runs_folder`` left on this node; a run whose driver is on another node is left alone."""
-    found = []
+    folders: list[str] = []
     with contextlib.suppress(OSError), os.scandir(runs_folder) as entries:
         folders = sorted(entry.path for entry in entries if entry.is_dir(follow_symlinks=False))
-        for folder in folders:
-            driver = records.read(records.driver_path(folder))
-            if driver is not None and _is_over(driver) and (leftover := _look(folder, str(driver["run"]))):
-                found.append(leftover)
-    return found
+    drivers = {folder: records.read(records.driver_path(folder)) for folder in folders}
+    over = {folder: str(driver["run"]) for folder, driver in drivers.items() if driver and _is_over(driver)}
+    alive = processes.find_by_value(processes.RUN, processes.ENGINE) if over else {}
+    looked = (_look(folder, run, alive.get(run, set())) for folder, run in over.items())
+    return [leftover for leftover in looked if leftover is not None]
 
 
 def remove(leftover: Leftover) -> tuple[str, ...]:
@@ -50,7 +50,7 @@ def remove(leftover: Leftover) -> tuple[str, ...]:
     run = leftover.run
 
     def find() -> list[processes.Process]:
-        return _marked(run)
+        return list(processes.find_by_value(processes.RUN, processes.ENGINE).get(run, ()))
 
     files = set(leftover.files)
     for process in find():
@@ -72,13 +72,9 @@ def _is_over(driver: Mapping[str, Any]) -> bool:
         return False
 
 
-def _marked(run: str) -> list[processes.Process]:
-    return list({*processes.find_marked(processes.RUN, run), *processes.find_marked(processes.ENGINE, run)})
-
-
-def _look(run_folder: str, run: str) -> Leftover | None:
+def _look(run_folder: str, run: str, marked: Collection[processes.Process]) -> Leftover | None:
     files = sorted(
         (file for file in registered_files(run_folder) if sharedfiles.is_there(file)), key=lambda file: file.path
     )
-    alive = sorted(_marked(run), key=lambda process: process.pid)
+    alive = sorted(marked, key=lambda process: process.pid)
     return Leftover(run_folder, run, tuple(alive), tuple(files)) if alive or files else None

@@ -134,12 +134,17 @@ def own_pids() -> Iterator[int]:
                     yield int(name)
 
 
-def _carries(pid: int, entry: bytes) -> bool:
+def _environment(pid: int) -> bytes:
+    """What a process was started with, each entry between two zero bytes; empty when there is no process."""
     try:
         with open(f"/proc/{pid}/environ", "rb") as file:
-            return entry in b"\0" + file.read()
+            return b"\0" + file.read()
     except OSError:
-        return False
+        return b""
+
+
+def _carries(pid: int, entry: bytes) -> bool:
+    return entry in _environment(pid)
 
 
 def has_variable(pid: int, name: str) -> bool:
@@ -152,6 +157,19 @@ def find_marked(marker: str, value: str) -> list[Process]:
     entry = f"\0{marker}={value}\0".encode()
     found = [find_process(pid) for pid in own_pids() if pid != os.getpid() and _carries(pid, entry)]
     return [process for process in found if process]
+
+
+def find_by_value(*markers: str) -> dict[str, set[Process]]:
+    """The living processes that carry any of these markers, by its value, this one left out; ``/proc`` is read once."""
+    found: dict[str, set[Process]] = {}
+    for pid in own_pids():
+        environment = _environment(pid) if pid != os.getpid() else b""
+        for marker in markers:
+            _, carries, rest = environment.partition(f"\0{marker}=".encode())
+            process = find_process(pid) if carries else None
+            if process is not None:
+                found.setdefault(os.fsdecode(rest.partition(b"\0")[0]), set()).add(process)
+    return found
 
 
 def kill(process: Process) -> None:

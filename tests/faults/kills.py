@@ -204,19 +204,24 @@ class Kills:
             with contextlib.suppress(_Kept), self._copy(f"kill-{kill.number:04d}") as ingestion:
                 begun = time.monotonic()
                 command = ingestion.begin(kill.pilot)
-                if _ended_before(command, begun + moment):
+                if _ended_before(command, begun + moment) or not (alive := ingestion.alive()):
                     self._life[kill.pilot] = time.monotonic() - begun
                     continue
-                self._kill(kill, ingestion, command, outcome, begun)
+                self._kill(kill, ingestion, command, alive, outcome, begun)
                 if outcome.problems:
                     raise _Kept
             return outcome
         raise AssertionError(f"kill {kill.number}: the run always ends before its moment")
 
     def _kill(
-        self, kill: Kill, ingestion: Streaming, command: subprocess.Popen[str], outcome: Outcome, begun: float
+        self,
+        kill: Kill,
+        ingestion: Streaming,
+        command: subprocess.Popen[str],
+        alive: list[Process],
+        outcome: Outcome,
+        begun: float,
     ) -> None:
-        alive = ingestion.alive()
         own = processes.find_process(command.pid)
         roles: dict[str, list[Process]] = {}
         for process in alive:
@@ -327,7 +332,7 @@ def _wait_for_calm() -> None:
 def _wrong_words(outcome: Outcome, out: str) -> Iterator[str]:
     """What is wrong about exit code and text of the command."""
     if outcome.role == "driver":
-        if outcome.code != -signal.SIGKILL:
+        if outcome.code not in (-signal.SIGKILL, 0):  # it may have been done just now
             yield f"a killed driver ended with code {outcome.code}"
         return
     if outcome.code == 0:

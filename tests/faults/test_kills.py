@@ -9,7 +9,7 @@ from kills import Kill, Kills
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
 
-SEED = 1
+SEED = 80  # whose ten moments and victims are far apart
 
 
 @pytest.fixture(scope="module")
