@@ -31,6 +31,7 @@ from aaflow.scheduling.placement import Placement
 from aaflow.scheduling.placement import place as place_plan
 from aaflow.scheduling.site import Site
 from aaflow.scheduling.sitefile import load_site
+from aaflow.schema import NOTICES
 from aaflow.workflow import Workflow
 
 #: Seconds between two looks at progress and at the engine's health.
@@ -164,8 +165,6 @@ def _site(site: str | Site | None) -> Site:
 
 
 def _no_notices() -> pa.Table:
-    from aaflow.schema import NOTICES
-
     return NOTICES.empty_table()
 
 
@@ -283,7 +282,8 @@ def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:
         remembered = index.notices()
         remembered = remembered.filter(pc.is_in(remembered["source"], mine.combine_chunks()))
     said = pa.concat_tables([plan.tables["notices"], published.notices, remembered])
-    return published.manifest.generation, said.group_by(said.column_names, use_threads=False).aggregate([])
+    said = said.group_by(said.column_names).aggregate([])
+    return published.manifest.generation, said.sort_by([(name, "ascending") for name in NOTICES.names])
 
 
 def expected_units(plan: Plan) -> set[tuple[int, int]]:

@@ -52,8 +52,11 @@ def distinct_sources(sources: pa.Table) -> pa.Table:
         table = sources.select(SOURCES.names).cast(SOURCES)
     except (KeyError, pa.ArrowInvalid, ValueError) as error:
         raise VectorIndexError(f"sources need the columns {', '.join(SOURCES.names)}: {error}") from error
-    groups = table.group_by(["root", "source"], use_threads=False)
-    table = groups.aggregate([("size", "max"), ("mtime_ns", "max")]).rename_columns(SOURCES.names).cast(SOURCES)
+    groups = table.group_by(["root", "source"])
+    newest = groups.aggregate([("size", "max"), ("mtime_ns", "max")]).select(
+        ["root", "source", "size_max", "mtime_ns_max"]
+    )
+    table = newest.rename_columns(SOURCES.names).cast(SOURCES)
     refuse_second_root(table, table)
     return table.sort_by([("root", "ascending"), ("source", "ascending")])
 
@@ -103,6 +106,6 @@ def next_notices(old: pa.Table, said: pa.Table, touched: pa.Array, unreadable: p
     conflicts = pc.and_(pc.equal(old["kind"], "conflict"), pc.is_in(old["doc_id"], kept))
     stays = old.filter(pc.or_(pc.invert(pc.is_in(old["source"], touched)), conflicts))
     said = said.filter(pc.invert(pc.is_in(said["source"], unreadable)))
-    both = pa.concat_tables([stays, said]).group_by(NOTICES.names, use_threads=False).aggregate([])
+    both = pa.concat_tables([stays, said]).group_by(NOTICES.names).aggregate([])
     order = ["source", "record", "doc_id", "kind", "reason", "partition"]
     return both.select(NOTICES.names).cast(NOTICES).sort_by([(name, "ascending") for name in order]).combine_chunks()

@@ -147,10 +147,12 @@ def _relational(operator: PlannedOperator, context: RankContext) -> StreamFuncti
         return Aggregate(operator.options, rows, group)
     held = None
     if context.plan.index is not None and context.epoch is not None:
-        read = [context.plan.tables[name]["source"].combine_chunks() for name in ("sources", "pruned")]
+        read = [chunk for name in ("sources", "pruned") for chunk in context.plan.tables[name]["source"].chunks]
         owned = np.flatnonzero(np.asarray(stage.owners) == group.rank).tolist()
         chunks = "ordinal" in rows.names
-        held = HeldByIndex(Path(context.plan.index["path"]), pa.concat_arrays(read), owned, chunks=chunks)
+        held = HeldByIndex(
+            Path(context.plan.index["path"]), pa.concat_arrays([pa.array([], pa.string()), *read]), owned, chunks=chunks
+        )
     return Deduplicate(rows, context.spool, group, stage.owners, held)
 
 

@@ -75,7 +75,10 @@ def test_the_launcher_must_be_there_and_of_the_right_mpi(
     assert "launcher" not in found(local)
 
 
-def test_what_a_compute_node_may_have_is_not_certain(local: Site) -> None:
+def test_what_a_compute_node_may_have_is_not_certain(
+    local: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
     site = dataclasses.replace(local, scheduler="pbs", interface="nosuch0", launcher="srun")
     certain = {problem.key: problem.certain for problem in check_site(site)}
     assert not certain["launcher"]
