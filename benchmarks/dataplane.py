@@ -173,7 +173,8 @@ class Ingestion:
             for corpus, write in (("texts", write_texts), ("records", write_records)):
                 write(self._scratch / corpus, self._size)
                 self._works[corpus] = Work(self._scratch / corpus, "hash", load_site("local"), self._scratch)
-                run_pipeline(self._works[corpus])  # compiles kernels where no run has before
+                for fuse in (True, False):  # compiles kernels where no run has before
+                    run_pipeline(self._works[corpus], fuse=fuse)
         found: dict[str, Found] = {}
         for corpus, work in self._works.items():
             run = run_pipeline(work, fuse=name == "fused")
