@@ -60,7 +60,7 @@ SLOW = """
 import time
 
 def slowly(rows):
-    time.sleep(0.05)
+    time.sleep(0.25)
     return rows
 """
 
@@ -76,7 +76,7 @@ def test_a_slow_stage_holds_the_ones_before_it_back(tmp_path: Path, user_module:
     assert result.output().num_rows == 40_000
     trace = result.trace()
     blocked = pc.sum(trace.filter(pc.equal(trace["operator"], "load"))["blocked"]).as_py()
-    assert blocked > 0.2 * result.timings["load"]["work"] * 1e9
+    assert blocked > 0.5e9
     peak = json.loads((result.folder / "results" / "load.0.json").read_text())["peak_mebibytes"]
     assert peak < 400
 
