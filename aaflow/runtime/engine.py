@@ -5,10 +5,15 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from aaflow.operators.operator import Item, StreamFunction
 from aaflow.runtime.trace import OperatorTrace
+
+#: Seconds that the operators of a chain that failed have to end. One may wait in a collective for a rank that waits for
+#: this one: only the end of this process frees both.
+LEAVING_SECONDS = 3.0
 
 
 class Cancelled(Exception):
@@ -69,10 +74,11 @@ def run_chain(
     source: Iterable[Item],
     bound: int,
     wake: Callable[[], None] = lambda: None,
-) -> Iterator[Item]:
+) -> Generator[Item, None, None]:
     """Run a chain of operators over a source; give the items that the last one gives.
 
-    Each operator runs in a thread of its own; the last one's items are drawn by the caller.
+    Each operator runs in a thread of its own; the last one's items are drawn by the caller. A caller that fails because
+    it was woken closes this generator to learn why.
 
     Args:
         functions: trace and function of every operator, in order.
@@ -81,7 +87,8 @@ def run_chain(
         wake: called when an operator fails, so that nobody waits for the source or for whoever takes the items.
 
     Raises:
-        Exception: what an operator raised, with a note that names it; the others have ended then.
+        Exception: what an operator raised first, with a note that names it; the others have ended then, or are about
+            to.
     """
     cancelled = threading.Event()
     failures: list[BaseException] = []
@@ -122,9 +129,8 @@ def run_chain(
         pass
     except BaseException as error:
         fail(error)
-        raise
-    finally:
-        for thread in threads:
-            thread.join()
+    deadline = time.monotonic() + LEAVING_SECONDS
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()) if failures else None)
     if failures:
         raise failures[0]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import sys
@@ -108,8 +109,9 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
         wiring.count_blocked = traces[-1].count_blocked
         wiring.connect()
         ready, cpu = time.time(), time.process_time()
-        with _Progress(folder, f"{stage_name}.{comm.rank}", traces):
-            wiring.drain(run_chain(traced, wiring.inlet, QUEUE_BOUND, wiring.cancel))
+        items = run_chain(traced, wiring.inlet, QUEUE_BOUND, wiring.cancel)
+        with _Progress(folder, f"{stage_name}.{comm.rank}", traces), contextlib.closing(items):
+            wiring.drain(items)
     write_trace(folder.trace / f"{stage_name}.{comm.rank}.arrow", traces, stage_name, comm.rank)
     summary = {
         "began": began,

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 
 import pyarrow as pa
 import pytest
 
+from aaflow.errors import EdgeCancelled
 from aaflow.operators.operator import Item
+from aaflow.runtime import engine
 from aaflow.runtime.engine import run_chain
 from aaflow.runtime.trace import OperatorTrace
 
@@ -94,6 +97,35 @@ def test_a_caller_that_stops_early_leaves_no_thread():
     next(items)
     items.close()
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+def test_a_caller_that_was_woken_learns_which_operator_failed(stuck, monkeypatch):
+    monkeypatch.setattr(engine, "LEAVING_SECONDS", 0.2)
+    waits, woken, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def fail(items):
+        yield from items
+        waits.wait(5)
+        raise ValueError("record 7 is bad")
+
+    def hold(items):
+        for item in items:
+            yield item
+            if stuck:  # as in a collective whose other ranks wait for this one
+                ended.wait(5)
+
+    def deliver(items):
+        for _ in items:
+            waits.set()
+            assert woken.wait(5)
+            raise EdgeCancelled("this rank gave its edges up")
+
+    items = run_chain(chain(fail, hold), numbers(1), 2, woken.set)
+    with pytest.raises(ValueError, match="record 7 is bad") as caught, contextlib.closing(items):
+        deliver(items)
+    assert caught.value.__notes__ == ["in operator 'op0'"]
+    ended.set()
 
 
 def test_the_trace_counts_rows_and_batches():
