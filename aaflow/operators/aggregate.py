@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,12 +143,16 @@ class Aggregate:
         """See :class:`aaflow.operators.operator.StreamFunction`."""
         totals = Totals(self._keys, self._measures)
         totals.add(self._projected(pa.RecordBatch.from_pylist([], self._rows)))  # the types, where no row comes
-        for item in map(Item.owned, items):
+        told: list[Item] = []
+        for item in items:
             if item.notices:
-                yield Item(item.tranche, item.partition, notices=item.notices)
+                told.append(replace(item, rows=None, last=False).owned())
             if item.rows:
                 totals.add(self._projected(item.rows))
         gathered = self._communicator.gather(totals.exchanged(self._communicator).groups())
+        # Not before: a rank that waits here for room in an edge would keep the others above waiting for it, and who
+        # reads that edge may wait for one of them.
+        yield from told
         if gathered is None:
             return
         groups = pa.concat_tables(gathered)

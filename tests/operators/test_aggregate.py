@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import threading
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -149,6 +150,23 @@ def test_keys_and_values_may_be_expressions_and_keys_alone_are_distinct_values()
     options = {"by": ["k"], "values": []}
     items = list(Aggregate(options, ROWS, SerialCommunicator())(iter([Item(0, 0, batch(given[0]))])))
     assert [item.rows.to_pylist() for item in items if item.rows] == [[{"k": "A"}, {"k": "a"}, {"k": "b"}]]
+
+
+def test_nothing_is_given_before_all_ranks_have_met(on_ranks: Any) -> None:
+    """Or a rank that waits for room in an edge keeps those waiting that the edge's reader waits for."""
+    notice = pa.RecordBatch.from_pylist(
+        [{"kind": "kept", "doc_id": "x", "partition": 0, "source": "x", "record": 0, "reason": ""}], schema.NOTICES
+    )
+    met = threading.Barrier(2, timeout=5)
+
+    def work(group: Communicator) -> int:
+        items = iter([Item(0, 0, notices=notice)] * 3 if group.rank else [])
+        given = Aggregate({"by": ["k"], "values": []}, ROWS, group)(items)
+        first = next(given, None)
+        met.wait()
+        return sum(bool(item.notices) for item in (first, *given) if item)
+
+    assert on_ranks(2, work) == [0, 3]
 
 
 def test_notices_pass() -> None:
