@@ -66,15 +66,21 @@ class Embed:
 
 
 def _windows(items: Iterator[Item], rows: int) -> Iterator[list[Item]]:
-    """Items in order, together as many rows as a window has; an item with more rows than that is cut."""
+    """Items in order, together as many rows as a window has; an item with more rows than that is cut.
+
+    A window ends with its tranche at the latest: whoever gathers a tranche of several ranks lets none of them get far
+    ahead, so the rows that a window waits for might never come.
+    """
     window: list[Item] = []
     free, free_bytes = rows, _WINDOW_BYTES
     for item in items:
         if item.rows is None or item.rows.num_rows == 0:
             window.append(item.owned())
-            if free == rows:  # nothing waits for its vectors, so nothing is won by holding this back
+            # Where nothing waits for its vectors, nothing is won by holding this back.
+            if free == rows or (item.last and item.partition < 0):
                 yield window
                 window = []
+                free, free_bytes = rows, _WINDOW_BYTES
             continue
         for part in _parts(item, free, rows):
             assert part.rows is not None

@@ -102,6 +102,20 @@ def test_windows_are_filled_across_items_and_big_items_are_cut() -> None:
     assert sum(item.rows.num_rows for item in out if item.rows) == 36
 
 
+def test_no_window_waits_beyond_its_tranche() -> None:
+    fed = []
+
+    def source() -> Iterator[Item]:
+        for tranche in range(5):
+            for item in (Item(tranche, 0, queries(["a", "b"])), Item(tranche, -1, last=True)):
+                fed.append(item)
+                yield item
+
+    ends = (item for item in Embed(lambda: make_embedder("hash", dimension=16), 100)(source()) if item.last)
+    assert next(ends).tranche == 0
+    assert {item.tranche for item in fed} == {0}
+
+
 def test_the_vectors_of_a_window_share_one_buffer() -> None:
     out = list(Embed(lambda: make_embedder("hash", dimension=16), 8)(iter([Item(0, 0, queries(["a", "b"]))] * 4)))
     addresses = {item.rows["vector"].values.buffers()[1].address for item in out if item.rows}
