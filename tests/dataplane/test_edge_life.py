@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import random
 import resource
@@ -19,9 +20,21 @@ import pytest
 import zmq
 from edgeparts import connected, edge, rows, take
 
-from aaflow.dataplane.edge import EdgeError, Endpoint, Form, Message, PeerLost, Receiver, Sender, write_edge_keys
+from aaflow.dataplane.edge import (
+    EdgeError,
+    Endpoint,
+    Form,
+    Message,
+    PeerLost,
+    Receiver,
+    Sender,
+    protocol,
+    write_edge_keys,
+)
+from aaflow.dataplane.edge.keys import read_edge_keys
 from aaflow.dataplane.edge.memory import SharedMemory
-from aaflow.dataplane.edge.reactor import SILENCE_MILLISECONDS
+from aaflow.dataplane.edge.reactor import SILENCE_MILLISECONDS, Reactor
+from aaflow.dataplane.edge.receiver import Inbox
 
 HERE = Path(__file__).parent
 SILENCE = SILENCE_MILLISECONDS / 1000  # seconds after which heartbeats tell; a broken connection tells earlier
@@ -418,3 +431,16 @@ def test_an_idle_endpoint_sleeps(tmp_path: Path) -> None:
 def _until_it_fails(action: Callable[[], object]) -> None:
     with contextlib.suppress(EdgeError):
         action()
+
+
+def test_the_memory_of_a_dead_producer_is_no_failure_of_the_receiver(tmp_path: Path) -> None:
+    write_edge_keys(tmp_path)
+    reactor = Reactor("edges", read_edge_keys(tmp_path), encrypted=True)
+    inbox = Inbox(reactor, edge(), 0, Form.SHARED_MEMORY, 0, itertools.count())
+    dead = subprocess.Popen(["true"])
+    dead.wait(10)
+    inbox.process = dead.pid
+    inbox.on_frames([zmq.Frame(protocol.pack_data(b"", [[edge().buffers], [3, 1, 4096], [], [None]], b""))])
+    with pytest.raises(PeerLost, match="is gone before the end of its stream"), reactor.changed:
+        reactor.check()
+    reactor.stop(0)

@@ -169,6 +169,8 @@ class Inbox:
     def _receive(self, frame: bytes, frames: list[zmq.Frame]) -> None:
         try:
             self.queue.append((next(self._order), Incoming(self, frame, frames)))
+        except (FileNotFoundError, PermissionError, ProcessLookupError):  # its process has died since it answered
+            self._reactor.fail(self._lost())
         except OSError as error:
             why = f"{self.spec}: the shared memory of a large message of rank {self.rank} can't be opened: {error}"
             self._reactor.fail(EdgeError(why))
