@@ -134,9 +134,10 @@ class Ingestion:
         return processes.find_marked("FAULTS_TOKEN", self.token)
 
     def end(self) -> None:
-        """End what a failed test left."""
-        for process in self.alive():
-            processes.kill(process)
+        """End what a failed test left: keepers too, so their work is done here."""
+        files = {file for process in self.alive() for file in sharedfiles.mapped_by(process.pid)}
+        processes.end_all(self.alive)
+        sharedfiles.remove_unused(files)
         shutil.rmtree(self.temporary)
 
     def staged(self) -> dict[str, str]:
