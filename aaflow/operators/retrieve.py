@@ -57,7 +57,7 @@ class Queries:
 
 
 class Retrieve:
-    """Broadcasts rank 0's queries, searches the partitions dealt to this rank, merges on rank 0."""
+    """Gathers the queries of all ranks, searches the partitions dealt to this rank, merges on rank 0."""
 
     def __init__(self, index: Path, k: int, backend: str, communicator: Communicator) -> None:
         self._index = index
@@ -68,12 +68,18 @@ class Retrieve:
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """See :class:`aaflow.operators.operator.StreamFunction`; rank 0 gives the hits."""
         batches = [item.rows for item in map(Item.owned, items) if item.rows is not None]
-        given = pa.Table.from_batches(batches) if batches else None
         with open_index(self._index) as index:
-            hits = search(index, given, self._k, self._backend, self._communicator)
+            hits = search(index, self._gathered(batches, index), self._k, self._backend, self._communicator)
         if hits is not None:
             for batch in hits.combine_chunks().to_batches():
                 yield Item(0, -1, batch)
+
+    def _gathered(self, batches: list[pa.RecordBatch], index: Index) -> pa.Table | None:
+        """On rank 0 all questions by their number: an edge deals the windows of the embedding out to ranks in turn."""
+        wanted = pa.schema([schema.QUERIES.field("query_id"), schema.vector_field(index.spec.dimension)])
+        mine = [pa.Table.from_arrays([batch.column(n) for n in wanted.names], schema=wanted) for batch in batches]
+        gathered = self._communicator.gather(pa.concat_tables([wanted.empty_table(), *mine]))
+        return pa.concat_tables(gathered).sort_by("query_id") if gathered is not None else None
 
 
 def search(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pytest
 import aaflow
 from aaflow import schema
 from aaflow.compiler.compile import compile_workflow
-from aaflow.dataplane.communicator import SerialCommunicator
+from aaflow.dataplane.communicator import Communicator, SerialCommunicator
 from aaflow.errors import EmbedderMismatch
 from aaflow.index import Index, IndexSpec, Writer, deal_partitions, merge_hits, open_index
 from aaflow.operators.embedders import make_embedder
@@ -82,6 +83,19 @@ def test_as_operators_they_give_what_the_callers_process_gives(index: Path) -> N
     out = list(Retrieve(index, 4, "exact", SerialCommunicator())(iter([item])))
     table = pa.Table.from_batches([one.rows for one in out if one.rows is not None])
     assert table.equals(ask_index(index, texts, 4).combine_chunks())
+
+
+def test_questions_that_an_edge_deals_out_to_ranks_are_all_answered(index: Path, on_ranks: Any) -> None:
+    texts = [TEXTS[5], "red subject 2", "blue subject 3"]
+    rows = embedded(*texts)
+
+    def work(group: Communicator) -> list[Item]:
+        items = [Item(0, -1, rows.slice(number, 1)) for number in range(3) if number % 2 == group.rank]
+        return list(Retrieve(index, 4, "exact", group)(iter(items)))
+
+    first, second = on_ranks(2, work)
+    assert second == []
+    assert pa.Table.from_batches([item.rows for item in first]).equals(ask_index(index, texts, 4).combine_chunks())
 
 
 def test_only_one_rank_asks() -> None:
