@@ -13,6 +13,7 @@ The state file has a line of JSON for each kill that was done. Exit code 1: some
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import signal
 import sys
@@ -37,19 +38,19 @@ def main() -> int:
     wanted = options.only or [number for number in range(options.kills) if number not in done]
     if wanted:
         folder = options.folder or Path(tempfile.mkdtemp(prefix="kills-"))
-        kills = Kills(Path(tempfile.mkdtemp(prefix="campaign-", dir=folder)), options.seed)
-        for number in wanted:
-            outcome = kills.do(number)
-            done[number] = {"seed": options.seed, **outcome.to_json()}
-            with options.state.open("a") as state:
-                state.write(json.dumps(done[number]) + "\n")
-            words = "held" if outcome.held else f"DID NOT HOLD: {outcome.problems}"
-            print(
-                f"{number}: {outcome.pilot}, {outcome.role} {outcome.stage} after {outcome.after:.1f} s, "
-                f"gone in {outcome.seconds:.1f} s, load {outcome.load:.1f}: {words}",
-                flush=True,
-            )
-        kills.close()
+        made = Path(tempfile.mkdtemp(prefix="campaign-", dir=folder))
+        with contextlib.closing(Kills(made, options.seed)) as kills:
+            for number in wanted:
+                outcome = kills.do(number)
+                done[number] = {"seed": options.seed, **outcome.to_json()}
+                with options.state.open("a") as state:
+                    state.write(json.dumps(done[number]) + "\n")
+                words = "held" if outcome.held else f"DID NOT HOLD: {outcome.problems}"
+                print(
+                    f"{number}: {outcome.pilot}, {outcome.role} {outcome.stage} after {outcome.after:.1f} s, "
+                    f"gone in {outcome.seconds:.1f} s, load {outcome.load:.1f}: {words}",
+                    flush=True,
+                )
     failed = [number for number, entry in sorted(done.items()) if entry["problems"]]
     missed = [number for number, entry in sorted(done.items()) if entry["missed"] is not None]
     print(f"{len(done) - len(failed)} of {len(done)} kills held; not these: {failed}; a second try for load: {missed}")
