@@ -49,7 +49,8 @@ def edges_of(chains: Sequence[Chain], stages: Sequence[Stage], inputs: Inputs | 
                 continue
             if stage.upstream is not None and operator is chain[0]:
                 routing = routes[stage.name]
-                size = _buffer_bytes(by_name[operator.upstream], routing, stage_named[stage.upstream], stage)
+                readers = sum(other.upstream == stage.upstream for other in stages)
+                size = _buffer_bytes(by_name[operator.upstream], routing, stage_named[stage.upstream], stage, readers)
                 crossing = _crossing(text, stage) if routing == "owner" else 0
                 edge = Edge(operator.upstream, operator.name, "stream", routing, STREAM_BUFFERS, size, crossing)
             elif planned.shuffle and stage.ranks > 1:
@@ -105,7 +106,7 @@ def _needs_owners(chain: Chain, stage: Stage, chains: Sequence[Chain], stages: S
     return any(_needs_owners(other, reader, chains, stages) for other, reader in readers)
 
 
-def _buffer_bytes(source: Operator, routing: str, producer: Stage, consumer: Stage) -> int:
+def _buffer_bytes(source: Operator, routing: str, producer: Stage, consumer: Stage, readers: int) -> int:
     """Twice the vectors of a window, so that what else its rows have fits behind them; less where a rank has many."""
     least, usual = BUFFER_BYTES
     given, window = source.output, source.options.get("window", 0)
@@ -113,5 +114,5 @@ def _buffer_bytes(source: Operator, routing: str, producer: Stage, consumer: Sta
     if given is not None and "vector" in given.names:
         size = max(usual, 2 * window * given.field("vector").type.list_size * 4)
     consumers = consumer.ranks if routing == "owner" else -(-consumer.ranks // producer.ranks)
-    size = min(size, RANK_BYTES // (STREAM_BUFFERS * consumers))
+    size = min(size, RANK_BYTES // (STREAM_BUFFERS * consumers * readers))
     return max(least, 1 << (size.bit_length() - 1))

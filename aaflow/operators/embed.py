@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
+import queue
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +18,8 @@ from aaflow.operators.operator import Item
 
 #: Bytes of text after which a window is full whatever its rows: Arrow strings have 31-bit offsets.
 _WINDOW_BYTES = 1 << 28
+#: How long the end of a failed chain may wait for who reads its input; that thread is woken with the chain.
+_READER_SECONDS = 3.0
 
 
 class Embed:
@@ -50,15 +54,38 @@ class Embed:
             for window in windows:
                 yield from _embedded(window, embedder, self._buffer(window, embedder))
             return
-        running: deque[Future[list[Item]]] = deque()
+        yield from self._side_by_side(windows, embedder)
+
+    def _side_by_side(self, windows: Iterator[list[Item]], embedder: Embedder) -> Iterator[Item]:
+        """Several windows at a time, in order; those that are done are given on while the next is waited for."""
+        running: queue.Queue[Future[list[Item]] | None] = queue.Queue(self._workers)
+        closed = threading.Event()
+
+        def read() -> None:
+            try:
+                for window in windows:
+                    held = [item.owned() for item in window]
+                    running.put(pool.submit(_embedded, held, embedder, self._buffer(held, embedder)))
+                    if closed.is_set():
+                        return
+                running.put(None)
+            except BaseException as error:
+                failed: Future[list[Item]] = Future()
+                failed.set_exception(error)
+                running.put(failed)
+
+        reader = threading.Thread(target=read, name="embed-reader", daemon=True)
         with ThreadPoolExecutor(self._workers, thread_name_prefix="embed") as pool:
-            for window in windows:
-                held = [item.owned() for item in window]  # while more windows are waited for
-                running.append(pool.submit(_embedded, held, embedder, self._buffer(held, embedder)))
-                if len(running) > self._workers:
-                    yield from running.popleft().result()
-            while running:
-                yield from running.popleft().result()
+            reader.start()
+            try:
+                while (window := running.get()) is not None:
+                    yield from window.result()
+            finally:
+                closed.set()
+                with contextlib.suppress(queue.Empty):
+                    while True:
+                        running.get_nowait()
+                reader.join(_READER_SECONDS)
 
     def _buffer(self, window: list[Item], embedder: Embedder) -> pa.Buffer:
         rows = sum(item.rows.num_rows for item in window if item.rows is not None)

@@ -139,10 +139,10 @@ class _Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._done.set()
         self._thread.join()
-        self._note(done=True)
+        self._note(done=kind is None)
 
     def _note_on(self) -> None:
         while not self._done.wait(PROGRESS_SECONDS):

@@ -7,7 +7,7 @@ of a tranche; both hold for what an :class:`Inlet` gives whatever the ranks befo
 from __future__ import annotations
 
 import struct
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -137,7 +137,7 @@ class ByOwner:
 
 def _fitting(item: Item, limit: int) -> Iterator[Item]:
     """The item in parts whose rows fit a buffer; notices and ``last`` go with the last part."""
-    if item.rows is None or item.rows.nbytes <= limit:
+    if item.rows is None or item.rows.nbytes <= limit // 2:  # with room for the words around the rows
         yield item
         return
     parts = list(split_rows(item.rows, limit))
@@ -149,13 +149,14 @@ def _fitting(item: Item, limit: int) -> Iterator[Item]:
 class InTurn:
     """The inlet of a ``forward`` edge: one item of every producer in turn, tranche by tranche.
 
-    The order does not depend on which producer is faster. A producer here has no other consumer, or this consumer no
-    other producer, so waiting for one cannot block another for good.
+    The order does not depend on which producer is faster. While one is waited for, what the others have of a tranche is
+    taken into memory of this rank: who feeds several producers must not be blocked by one while another starves.
     """
 
     def __init__(self, receiver: Receiver, producers: Iterable[int]) -> None:
         self._receiver = receiver
         self._producers = sorted(producers)
+        self._ahead: dict[int, deque[Item | None]] = {rank: deque() for rank in self._producers}
 
     def __iter__(self) -> Iterator[Item]:
         heads: dict[int, Item] = {}
@@ -185,8 +186,26 @@ class InTurn:
             yield Item(tranche, -1, last=True)
 
     def _take(self, rank: int) -> Item | None:
-        _, message = self._receiver.take({rank})
-        return replace(item_of(message), borrowed=True) if message is not None else None
+        """The next item of a producer; None at the end of its stream."""
+        if self._ahead[rank]:
+            return self._ahead[rank].popleft()
+        while True:
+            others = {other for other, items in self._ahead.items() if not _holds_tranche(items)}
+            sender, message = self._receiver.take({rank, *others})
+            item = replace(item_of(message), borrowed=True) if message is not None else None
+            if sender == rank:
+                if item is None:
+                    self._ahead[rank].append(None)  # so that nobody waits for it again
+                return item
+            self._ahead[sender].append(item.owned() if item is not None else None)
+
+
+def _holds_tranche(items: Sequence[Item | None]) -> bool:
+    """Whether what was taken of a producer goes to the end of a tranche, or of its stream."""
+    if not items:
+        return False
+    first, last = items[0], items[-1]
+    return first is None or last is None or ends_tranche(last) or last.tranche != first.tranche
 
 
 class Collector:

@@ -78,9 +78,8 @@ class OperatorTrace:
             if item.rows is not None:
                 rows, size = item.rows.num_rows, item.rows.nbytes
                 self.rows += rows
-                self._rows.append(
-                    (item.tranche, item.partition, self._start, end, self._waited, self._blocked, rows, size)
-                )
+                waited = min(self._waited, end - self._start)  # an operator may read ahead while it works
+                self._rows.append((item.tranche, item.partition, self._start, end, waited, self._blocked, rows, size))
                 self._waited = self._blocked = 0
                 self._start = end
             yield item

@@ -154,6 +154,20 @@ def test_the_embedder_is_made_in_the_thread_that_runs_the_operator() -> None:
     assert made == ["operator"]
 
 
+def test_windows_that_are_done_are_given_while_the_next_is_waited_for() -> None:
+    more = threading.Event()
+
+    def items() -> Iterator[Item]:
+        yield Item(0, 0, queries(["a", "b"]))
+        assert more.wait(30), "the first window was held back"
+        yield Item(0, 0, queries(["c", "d"]))
+
+    given = iter(Embed(Counting, window=2, workers=3)(items()))
+    assert next(given).rows["text"].to_pylist() == ["a", "b"]
+    more.set()
+    assert [item.rows["text"].to_pylist() for item in given] == [["c", "d"]]
+
+
 def test_an_error_of_a_worker_reaches_the_caller() -> None:
     class Broken(Counting):
         def embed(self, texts: pa.Array, out: npt.NDArray[np.float32]) -> None:

@@ -172,6 +172,23 @@ def test_what_a_rank_gets_does_not_depend_on_who_was_faster(work: Work, consumer
         assert [logical(items) for items in run(one)] == [logical(items) for items in run(other)]
 
 
+def test_while_one_producer_is_waited_for_the_others_are_not_blocked() -> None:
+    class LateUntilTaken(Receiving):
+        """Rank 0 has nothing until rank 1's edge is empty, as where one producer feeds both through full edges."""
+
+        def take(self, among: Collection[int] | None = None) -> tuple[int, Message | None]:
+            assert among is not None
+            assert 1 in among or len(self.sent[1]) <= 1, "waits for rank 0 alone, which waits for rank 1"
+            return super().take({1} & set(among) if len(self.sent[1]) > 1 else among)
+
+    wires = Wires(0)
+    for rank in (0, 1):
+        produce([[[[(0, 10 + n)] for n in range(9)]] * 2], rank, Forward(wires.senders(rank, [0]), 64))
+    receiver = LateUntilTaken({rank: wires.sent[rank, 0] for rank in (0, 1)}, wires.chance)
+    items = list(InTurn(receiver, [0, 1]))  # type: ignore[arg-type]
+    assert [n for _, n in values(items)] == [10 + n for n in range(9) for _ in (0, 1)]
+
+
 def test_rows_that_fill_more_than_a_buffer_go_in_parts_and_the_end_goes_with_the_last() -> None:
     wires = Wires(0)
     outlet = Forward(wires.senders(0, [0]), 64)
