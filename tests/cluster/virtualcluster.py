@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "unshare", "nsenter", "ip")
+UNSHARE = ["unshare", "--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
 CORES = 8
 #: Seconds within which a cluster is up; it takes 1 on a quiet machine.
 UP_SECONDS = 15.0
@@ -108,20 +109,19 @@ def lacking() -> str | None:
 
 def forbidden() -> str | None:
     """Why namespaces can't be made here, or None."""
-    tried = subprocess.run([*_unshare(), "true"], capture_output=True, text=True, check=False)
+    if os.geteuid() != 0:
+        return "the virtual cluster's nodes are namespaces, which only root makes: sudo -E env PATH=$PATH …"
+    tried = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
     if not tried.returncode:
         return None
-    how = "be root, or allow user namespaces; in a container it takes the capability SYS_ADMIN"
-    return f"the virtual cluster's nodes are namespaces, which can't be made here ({tried.stderr.strip()}): {how}"
+    return (
+        f"the virtual cluster's nodes are namespaces, which can't be made here ({tried.stderr.strip()}): "
+        "a container needs the capabilities SYS_ADMIN and NET_ADMIN"
+    )
 
 
 def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
-
-
-def _unshare() -> list[str]:
-    own = ["--mount", "--net", "--uts", "--ipc", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    return ["unshare", *([] if os.geteuid() == 0 else ["--user", "--map-root-user"]), *own]
 
 
 def _without_cgroups() -> str:
@@ -155,7 +155,7 @@ class VirtualCluster:
         boot = str(Path(__file__).with_name("boot.sh"))
         try:
             self._login = subprocess.Popen(
-                [*_unshare(), boot, "login", str(self.folder), str(len(self.nodes))],
+                [*UNSHARE, boot, "login", str(self.folder), str(len(self.nodes))],
                 env={**inherited, **self.environment},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
