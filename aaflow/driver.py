@@ -16,7 +16,7 @@ import pyarrow.ipc
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.plan import Plan
 from aaflow.dataplane.edge import write_edge_keys
-from aaflow.errors import AaflowError, PilotError, RunError, StageError
+from aaflow.errors import AaflowError, JobEnded, PilotError, RunError, StageError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
 from aaflow.runtime.ending import blames_neighbour, first_loss
@@ -181,6 +181,7 @@ def _run_groups(placement: Placement, pilot: Pilot, folder: RunFolder, progress:
             try:
                 _wait(tasks, told, pilot, folder, progress)
             except StageError as error:
+                _blame_job(pilot, list(told), folder)
                 raise _cause(error, [*tasks.items(), *told.items()], folder) from None
         except BaseException as error:
             lease.end(str(error) or type(error).__name__)
@@ -199,9 +200,14 @@ def _wait(
     """Wait for all tasks, for the first failure that the engine or a keeper tells, or for the engine's death."""
     delivery: dict[str, float] = {}
     waiting = set(tasks)
+    said = ""
     while waiting:
         open_futures = [tasks[name] for name in waiting] + [told[name] for name in waiting if not told[name].done()]
         wait(open_futures, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+        state = pilot.status()
+        if state != said:
+            folder.write_json("status.json", {"pilot": state})
+            said = state
         if progress is not None:
             progress(folder)
         for name in [name for name in tasks if name in waiting]:
@@ -258,12 +264,25 @@ def _take(stage: str, task: Future[str], told: Future[Any], pilot: Pilot, folder
     ) from error
 
 
-def _check(pilot: Pilot, waiting: Sequence[str], folder: RunFolder) -> None:
-    """Raise where the engine died, naming the stages that it took along."""
+def _blame_job(pilot: Pilot, waiting: Sequence[str], folder: RunFolder) -> None:
+    """Raise where a group failed because its batch job ended; whatever else befell the engine, the group tells."""
     try:
-        pilot.check()
+        _check(pilot, waiting, folder, anew=True)
+    except JobEnded:
+        raise
+    except PilotError:
+        pass
+
+
+def _check(pilot: Pilot, waiting: Sequence[str], folder: RunFolder, *, anew: bool = False) -> None:
+    """Raise where the engine died, naming the stages that it took along."""
+    stages = ", ".join(repr(name) for name in waiting)
+    try:
+        pilot.check(anew=anew)
+    except JobEnded as error:
+        what = f"{error} before stage {stages} was done; what was committed counts, and a rerun goes on from it; "
+        raise JobEnded(f"{what}run folder: {folder.path}", job=error.job, walltime=error.walltime) from error
     except PilotError as error:
-        stages = ", ".join(repr(name) for name in waiting)
         raise PilotError(f"{error} before stage {stages} was done; run folder: {folder.path}") from error
 
 

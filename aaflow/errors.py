@@ -62,6 +62,27 @@ def _stage_error(message: str, stage: str, rank: int | None, log: str | None) ->
     return StageError(message, stage=stage, rank=rank, log=log)
 
 
+class JobEnded(PilotError):
+    """The batch job that carried a run ended before the run did.
+
+    Attributes:
+        job: its id.
+        walltime: whether it reached its walltime.
+    """
+
+    def __init__(self, message: str, *, job: str, walltime: bool) -> None:
+        super().__init__(message)
+        self.job = job
+        self.walltime = walltime
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _job_ended, (str(self), self.job, self.walltime)
+
+
+def _job_ended(message: str, job: str, walltime: bool) -> JobEnded:
+    return JobEnded(message, job=job, walltime=walltime)
+
+
 class CollectiveError(RunError):
     """A rank can't take part in a collective operation of its group; every rank raises this, with the same text.
 

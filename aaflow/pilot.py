@@ -45,12 +45,20 @@ class Pilot(Protocol):
         """
         ...
 
-    def check(self) -> None:
-        """Notice an engine that died: called about every second while a run waits.
+    def check(self, *, anew: bool = False) -> None:
+        """Notice an engine that died or lost its nodes: called about every second while a run waits.
+
+        Args:
+            anew: ask a batch system now, not only every few seconds: something has failed.
 
         Raises:
             PilotError: it died; its futures will never be done.
+            JobEnded: its batch job ended; says why.
         """
+        ...
+
+    def status(self) -> str:
+        """What the groups wait for or run on, as far as the last :meth:`check` knows; empty where it is plain."""
         ...
 
     def close(self) -> None:
@@ -80,8 +88,12 @@ class LocalPilot:
             raise PilotError("pilot 'local' was not started")
         return self._threads.submit(start_stage, run_folder, stage)
 
-    def check(self) -> None:
+    def check(self, *, anew: bool = False) -> None:
         """See :class:`Pilot`: there is no engine that could die."""
+
+    def status(self) -> str:
+        """See :class:`Pilot`: groups run at once, on this machine."""
+        return ""
 
     def close(self) -> None:
         """See :class:`Pilot`."""

@@ -36,9 +36,12 @@ class Engine:
             future.set_result("{}")
         return future
 
-    def check(self) -> None:
+    def check(self, *, anew: bool = False) -> None:
         if self.dies:
             raise PilotError("the engine died")
+
+    def status(self) -> str:
+        return ""
 
     def close(self) -> None:
         self.asked.append("close")

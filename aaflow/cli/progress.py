@@ -19,9 +19,12 @@ PATIENCE = 2.0
 
 @contextlib.contextmanager
 def watch_progress(console: Console, plan: Plan, *, quiet: bool) -> Iterator[ProgressCallback | None]:
-    """A callback for :func:`aaflow.run` that draws one bar per stage; None where nobody watches."""
-    if quiet or not console.is_terminal:
+    """A callback for :func:`aaflow.run` that draws one bar per stage, or says where a batch job is; None when quiet."""
+    if quiet:
         yield None
+        return
+    if not console.is_terminal:
+        yield _Said(console)
         return
     columns = (
         SpinnerColumn(),
@@ -39,16 +42,36 @@ def watch_progress(console: Console, plan: Plan, *, quiet: bool) -> Iterator[Pro
         }
 
         def look(folder: RunFolder) -> None:
+            pilot = _pilot(folder)
             for stage in plan.stages:
                 if time.monotonic() - began > PATIENCE:
                     done, total, rate, state = _state(folder, stage, time.monotonic() - began)
-                    shown = "running" if state else "waiting for its task group"
+                    shown = "running" if state else pilot or "waiting for its task group"
                     bars.update(
                         tasks[stage.name], completed=done, total=total, rate=rate, visible=True,
                         description=f"{stage.name} {shown}",
                     )  # fmt: skip
 
         yield look
+
+
+class _Said:
+    """Writes one line whenever a batch job went on: to its queue, to its nodes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last = ""
+
+    def __call__(self, folder: RunFolder) -> None:
+        now = _pilot(folder)
+        # A queue's reasons and guesses change all the time; its first word is enough here.
+        if now.split("(")[0].split(",")[0] != self._last.split("(")[0].split(",")[0]:
+            self._console.print(now, highlight=False, markup=False, soft_wrap=True)
+            self._last = now
+
+
+def _pilot(folder: RunFolder) -> str:
+    return str((folder.read_json("status.json") or {}).get("pilot", ""))
 
 
 def _state(folder: RunFolder, stage: Stage, seconds: float) -> tuple[int, int | None, str, bool]:

@@ -88,6 +88,7 @@ def _rows(site: Site) -> dict[str, str]:
         "pilot": site.pilot,
         "run folder": site.run_folder,
         "interface": site.interface,
+        "interconnect": site.interconnect or site.interface,
         **{f"environment {name}": _environment(found) for name, found in site.environments.items()},
         **{key.replace("_", " "): value for key, value in site.provider.items()},
     }

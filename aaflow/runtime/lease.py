@@ -290,7 +290,8 @@ class RunLease:
 def _why_lost(keeper: _Keeper, now: float) -> str | None:
     """Why a keeper must be given up, or None; one that died has a second for its goodbye to arrive."""
     if now - keeper.heard > LEASE_SECONDS:
-        return f"was silent for {LEASE_SECONDS:g} s"
+        lost = "" if keeper.process is not None else ": its node or the way there is lost"
+        return f"was silent for {LEASE_SECONDS:g} s{lost}"
     if keeper.process is None or processes.is_alive(keeper.process):
         return None
     if keeper.dead_since is None:

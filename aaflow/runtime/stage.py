@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         placement = Placement.load(folder.path)
         pin(placement.slots[stage_name][rank])
+        if placement.site.interconnect:
+            from aaflow.scheduling.interface import mpi_variables
+
+            for variable, value in mpi_variables(placement.site.interconnect).items():
+                os.environ.setdefault(variable, value)  # what a user or a site said already counts
         from aaflow.dataplane.communicator import communicator
 
         comm = communicator(placement.plan.stage(stage_name).communicator)

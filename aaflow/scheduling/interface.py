@@ -1,7 +1,8 @@
-"""The address of a network interface."""
+"""Network interfaces: their addresses, and what tells an MPI library to use one."""
 
 from __future__ import annotations
 
+import os
 import socket
 
 import psutil
@@ -23,3 +24,14 @@ def interface_address(name: str) -> str:
             if address.family == family:
                 return str(address.address)
     raise SiteError(f"network interface {name!r} of this node has no IP address")
+
+
+def mpi_variables(name: str) -> dict[str, str]:
+    """The environment variables by which the MPI libraries' TCP transports use a network interface.
+
+    Where a node has RDMA devices, UCX is left alone: its list of devices would shut them out.
+    """
+    variables = {"FI_TCP_IFACE": name, "OMPI_MCA_btl_tcp_if_include": name}
+    if not (os.path.isdir("/sys/class/infiniband") and os.listdir("/sys/class/infiniband")):
+        variables["UCX_NET_DEVICES"] = name
+    return variables

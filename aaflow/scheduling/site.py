@@ -71,7 +71,9 @@ class Site:
         pilot: name of the pilot used when none is asked for.
         provider: options of the scheduler: account, queue, qos, constraint, walltime, worker_init, scheduler_options.
         run_folder: parent of the run folders; ``~`` and environment variables are already expanded.
-        interface: network interface that channels between nodes bind to; ``lo`` on one machine.
+        interface: network interface by which the driver, the engine and the keepers of the nodes reach each other;
+            ``lo`` on one machine.
+        interconnect: network interface of the nodes that edges and MPI use; empty where that is ``interface``.
         environments: by name, the interpreters that stages may have instead of this program's.
     """
 
@@ -88,6 +90,7 @@ class Site:
     provider: Mapping[str, Any] = field(default_factory=dict)
     run_folder: str = "~/.aaflow/runs"
     interface: str = "lo"
+    interconnect: str = ""
     environments: Mapping[str, Environment] = field(default_factory=dict)
 
     def environment_of(self, domain: str) -> str | None:

@@ -147,6 +147,7 @@ class _SiteTable(_Table):
     pilot: _Text = "parsl"
     run_folder: _Text = "~/.aaflow/runs"
     interface: _Text = "lo"
+    interconnect: _Text | None = None
     provider: _ProviderTable = _ProviderTable()
     environments: Mapping[_Name, _EnvironmentTable] = {}
 
@@ -159,6 +160,8 @@ class _SiteTable(_Table):
             raise ValueError('node: "auto" reads this machine, so it goes with scheduler = "local" only')
         elif self.nodes > 1 and self.interface == "lo":
             raise ValueError("interface: several nodes need a network interface that all of them have, not lo")
+        elif self.nodes > 1 and self.interconnect == "lo":
+            raise ValueError("interconnect: several nodes need a network interface that joins them, not lo")
         if self.provider.select_options and self.scheduler != "pbs":
             raise ValueError('provider.select_options: goes with scheduler = "pbs" only')
         if (self.provider.qos or self.provider.constraint) and self.scheduler != "slurm":
@@ -224,6 +227,7 @@ def load_site(name_or_path: str | None = None) -> Site:
         provider=provider,
         run_folder=os.path.expanduser(os.path.expandvars(table.run_folder)),
         interface=table.interface,
+        interconnect=table.interconnect or "",
         environments={
             name: Environment(
                 environment.python,

@@ -40,9 +40,7 @@ def note(transformed: int, embedded: int, ended: list[str]) -> dict[str, Any]:
     return {"rows": {"transform": transformed, "embed": embedded}, "ended": ended, "done": False}
 
 
-def test_nobody_watches_a_pipe_or_json(plan: aaflow.Plan) -> None:
-    with watch_progress(Console(file=io.StringIO()), plan, quiet=False) as look:
-        assert look is None
+def test_nobody_watches_json(plan: aaflow.Plan) -> None:
     with watch_progress(Console(file=io.StringIO(), force_terminal=True), plan, quiet=True) as look:
         assert look is None
 
@@ -61,3 +59,23 @@ def test_the_total_is_shown_once_every_rank_knows_it(
 
 def test_what_is_quick_shows_no_bar(plan: aaflow.Plan, tmp_path: Path) -> None:
     assert "rows/s" not in drawn(plan, tmp_path, [note(90, 40, []), note(10, 5, [])])
+
+
+def test_a_pipe_gets_a_line_when_a_batch_job_goes_on(plan: aaflow.Plan, tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, plan.digest)
+    out = io.StringIO()
+    with watch_progress(Console(file=out), plan, quiet=False) as look:
+        assert look is not None
+        look(run)
+        for words in (
+            "Slurm job 7 waits in partition batch (Priority)",
+            "Slurm job 7 waits in partition batch (Resources), expected to start at 2026-11-21 10:00:00",
+            "Slurm job 7 runs on node[0-3]",
+        ):
+            run.write_json("status.json", {"pilot": words})
+            look(run)
+            look(run)
+    assert out.getvalue().splitlines() == [
+        "Slurm job 7 waits in partition batch (Priority)",
+        "Slurm job 7 runs on node[0-3]",
+    ]

@@ -21,7 +21,7 @@ def hold(rows: pa.RecordBatch) -> pa.RecordBatch:
     if folder is not None:
         _seen += 1
         if _seen > int(os.environ["FAULTS_BATCHES"]):
-            Path(folder, str(os.getpid())).touch()
+            Path(folder, f"{os.uname().nodename}.{os.getpid()}").touch()
             time.sleep(3600)
     return rows
 
