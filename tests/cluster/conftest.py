@@ -20,7 +20,7 @@ def possible() -> None:
         pytest.skip(why)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def shared_cluster(possible: None) -> Iterator[VirtualCluster]:
     with VirtualCluster() as cluster:
         yield cluster
