@@ -54,7 +54,7 @@ THEN := $(if $(COVERAGE),--cov --cov-append --cov-report=term)
 
 test: $(STAMP)
 	@rm -f .coverage .coverage.*
-	@$(PYTEST) -m serial $(FIRST) $(NONE_OK)
+	@$(PYTEST) -n 2 --dist loadfile -m serial $(FIRST) $(NONE_OK)
 	@$(PYTEST) -n 2 -m 'not serial' $(THEN)
 
 cluster-shell: $(STAMP)

@@ -56,7 +56,6 @@ def test_the_corpus_is_cut_into_tranches_and_pieces_and_all_of_it_is_there(share
         (3, True, "local"),
         (8, True, "local"),
         (2, False, "local"),
-        (3, True, "parsl"),
         (8, True, "parsl"),
         (3, False, "parsl"),
     ],
