@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from aaflow.compiler.check import SHUFFLES
 from aaflow.compiler.ingest import Inputs
@@ -15,9 +15,12 @@ from aaflow.operators.operator import Operator
 QUEUE_BOUND = 3
 #: Buffers of a stream between two ranks: likewise, and one whose rows wait in a window of ``embed``.
 STREAM_BUFFERS = 4
-#: Bytes of one buffer of a stream, and of all streams that leave one rank together.
+#: Bytes of one buffer of a stream: at least, and where neither vectors nor many consumers ask for another size.
 BUFFER_BYTES = (1 << 20, 8 << 20)
+#: Bytes of all buffers of a stream that one rank fills.
 RANK_BYTES = 256 << 20
+#: Bytes of text in one token of a model, about.
+TOKEN_BYTES = 4
 
 
 def shuffle_before(chain: Chain, inputs: Inputs | None) -> str | None:
@@ -51,7 +54,7 @@ def edges_of(chains: Sequence[Chain], stages: Sequence[Stage], inputs: Inputs | 
                 routing = routes[stage.name]
                 readers = sum(other.upstream == stage.upstream for other in stages)
                 size = _buffer_bytes(by_name[operator.upstream], routing, stage_named[stage.upstream], stage, readers)
-                crossing = _crossing(text, stage) if routing == "owner" else 0
+                crossing = text + _vector_bytes(text, operator.upstream, by_name)
                 edge = Edge(operator.upstream, operator.name, "stream", routing, STREAM_BUFFERS, size, crossing)
             elif planned.shuffle and stage.ranks > 1:
                 primitive = f"{stage.communicator}-shuffle"
@@ -60,6 +63,19 @@ def edges_of(chains: Sequence[Chain], stages: Sequence[Stage], inputs: Inputs | 
                 edge = Edge(operator.upstream, operator.name, "queue", "same", QUEUE_BOUND, 0, 0)
             edges.append(edge)
     return edges
+
+
+def _vector_bytes(text: int, source: str, operators: Mapping[str, Operator]) -> int:
+    """Bytes of the float32 vectors in what an operator gives, taking every chunk for as long as chunks get."""
+    given = operators[source].output
+    if given is None or "vector" not in given.names:
+        return 0
+    above: str | None = source
+    while above is not None and operators[above].kind != "transform":
+        above = operators[above].upstream
+    options = operators[above].options if above is not None else {}
+    chunk = int(options.get("size", text)) * (TOKEN_BYTES if options.get("splitter") == "tokens" else 1)
+    return -(-text // max(1, chunk)) * int(given.field("vector").type.list_size) * 4
 
 
 def _crossing(size: int, stage: Stage) -> int:

@@ -102,7 +102,8 @@ class Edge:
             follows from the ranks' numbers).
         bound: batches that it holds at most, per pair of ranks.
         buffer_bytes: size of one of the ``bound`` buffers of a stream; 0 for the other primitives.
-        bytes: estimate of the bytes of text that cross between ranks; 0 where rows stay with their owner.
+        bytes: estimate of the text and vectors that cross between ranks: all that there are for a stream, those that
+            have another owner for a shuffle, 0 for a queue.
     """
 
     source: str

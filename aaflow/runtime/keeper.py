@@ -104,12 +104,17 @@ class Lease:
             if answer["word"] == "end":
                 return str(answer["reason"])
 
+    def ended(self) -> str | None:
+        """That the driver ended the run, as its record says, which comes before its word."""
+        ended = (records.read(records.driver_path(self._run_folder)) or {}).get("ended")
+        return None if ended is None else f"the driver ended the run: {ended}"
+
     def lost(self) -> str | None:
         """Why the driver must be taken for dead, or None."""
         if self._driver is not None and not processes.is_alive(self._driver):
             return f"the driver (pid {self._driver.pid}) died"
-        if not self._met and (ended := (records.read(records.driver_path(self._run_folder)) or {}).get("ended")):
-            return f"the driver ended the run: {ended}"
+        if not self._met and (ended := self.ended()):
+            return ended
         silence = time.monotonic() - self._heard
         return f"the driver was silent for {silence:.1f} s" if silence > LEASE_SECONDS else None
 
@@ -254,7 +259,7 @@ def _watch(lease: Lease, wakeup: Wakeup, kept: Launch | Ranks | None, *, owner: 
         if wakeup.asked is not None:
             return f"its keeper got {signal.Signals(wakeup.asked).name}"
         if owner and (os.getppid() != parent or (pipe in events and not os.read(pipe, 512))):
-            return f"the process that started it (pid {parent}) died"
+            return lease.ended() or f"the process that started it (pid {parent}) died"
         if reason := lease.read():
             return reason
         if time.monotonic() >= tick:
