@@ -89,6 +89,7 @@ def _rows(site: Site) -> dict[str, str]:
         "run folder": site.run_folder,
         "interface": site.interface,
         "interconnect": site.interconnect or site.interface,
+        "encrypted edges": "yes" if site.encrypted_edges else "no",
         **{f"environment {name}": _environment(found) for name, found in site.environments.items()},
         **{key.replace("_", " "): value for key, value in site.provider.items()},
     }

@@ -63,6 +63,7 @@ def compile_workflow(
         edges=tuple(edges_of(chains, stages, inputs)),
         listing=_listing(inputs),
         index=target.to_dict() if target else None,
+        encrypted_edges=site.encrypted_edges,
         tables=inputs.tables if inputs else {},
     )
 

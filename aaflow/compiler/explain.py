@@ -91,7 +91,8 @@ def _forms(plan: Plan, edge: Edge, pairs: Sequence[tuple[int, int]], slots: Mapp
     if source not in slots or target not in slots:
         return ""
     near = sum(slots[source][one].node == slots[target][other].node for one, other in pairs)
-    named = {"shared memory": near, "socket": len(pairs) - near}
+    socket = "socket" if plan.encrypted_edges else "socket without encryption"
+    named = {"shared memory": near, socket: len(pairs) - near}
     return ", ".join(name for name, count in named.items() if count)
 
 

@@ -143,6 +143,9 @@ class Plan:
     The tables that belong to it (``tables``: the listing, what listing found unreadable, the sources to prune) travel
     as Arrow files beside the JSON. ``slots`` says where its site would put every rank; it is no part of the JSON, since
     another placement of the same plan is allowed.
+
+    Streams between nodes are encrypted unless the site said when compiling that its interconnect is private
+    (``encrypted_edges``).
     """
 
     site: str
@@ -151,6 +154,7 @@ class Plan:
     edges: tuple[Edge, ...]
     listing: Listing | None
     index: Mapping[str, Any] | None
+    encrypted_edges: bool = True
     version: int = PLAN_VERSION
     tables: Mapping[str, pa.Table] = field(default_factory=dict, compare=False, repr=False)
     slots: Mapping[str, tuple[Slot, ...]] = field(default_factory=dict, compare=False, repr=False)
@@ -261,6 +265,7 @@ class Plan:
             edges=tuple(Edge(**edge) for edge in data["edges"]),
             listing=Listing(**data["listing"]) if data["listing"] else None,
             index=data["index"],
+            encrypted_edges=data["encrypted_edges"],
             version=data["version"],
             tables=dict(tables or {}),
         )
@@ -274,6 +279,7 @@ class Plan:
             "edges": [dataclasses.asdict(edge) for edge in self.edges],
             "listing": dataclasses.asdict(self.listing) if self.listing else None,
             "index": self.index,
+            "encrypted_edges": self.encrypted_edges,
         }
 
 

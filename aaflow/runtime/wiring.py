@@ -40,7 +40,7 @@ class Wiring:
         self._endpoint: Endpoint | None = None
         if self._readers or stage.upstream is not None:
             address = interface_address(placement.site.interconnect or placement.site.interface)
-            self._endpoint = Endpoint(folder.path, stage.name, rank, address=address)
+            self._endpoint = Endpoint(folder.path, stage.name, rank, address=address, encrypted=plan.encrypted_edges)
         self.inlet: Iterable[Item] = self._inlet()
         self.count_blocked: Callable[[int], None] = lambda _: None
         self._in_place: Forward | None = None

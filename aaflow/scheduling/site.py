@@ -74,6 +74,7 @@ class Site:
         interface: network interface by which the driver, the engine and the keepers of the nodes reach each other;
             ``lo`` on one machine.
         interconnect: network interface of the nodes that edges and MPI use; empty where that is ``interface``.
+        encrypted_edges: whether edges between nodes are encrypted; False is for an interconnect that is private.
         environments: by name, the interpreters that stages may have instead of this program's.
     """
 
@@ -91,6 +92,7 @@ class Site:
     run_folder: str = "~/.aaflow/runs"
     interface: str = "lo"
     interconnect: str = ""
+    encrypted_edges: bool = True
     environments: Mapping[str, Environment] = field(default_factory=dict)
 
     def environment_of(self, domain: str) -> str | None:

@@ -148,6 +148,7 @@ class _SiteTable(_Table):
     run_folder: _Text = "~/.aaflow/runs"
     interface: _Text = "lo"
     interconnect: _Text | None = None
+    encrypted_edges: bool = True
     provider: _ProviderTable = _ProviderTable()
     environments: Mapping[_Name, _EnvironmentTable] = {}
 
@@ -228,6 +229,7 @@ def load_site(name_or_path: str | None = None) -> Site:
         run_folder=os.path.expanduser(os.path.expandvars(table.run_folder)),
         interface=table.interface,
         interconnect=table.interconnect or "",
+        encrypted_edges=table.encrypted_edges,
         environments={
             name: Environment(
                 environment.python,

@@ -36,12 +36,13 @@ class Workspace:
         prune: bool = False,
         dimension: int = 32,
         id_column: str | None = None,
+        site: aaflow.Site | str = "local",
     ) -> aaflow.Plan:
         workflow = aaflow.Workflow(metadata={"year": "int64"})
         documents = workflow.load(paths or [self.docs], split_bytes=SPLIT_BYTES, id_column=id_column)
         chunks = documents.transform(size=60, overlap=10)
         chunks.embed("hash", dimension=dimension).upsert(self.folder / index, partitions=16, prune=prune)
-        return aaflow.compile(workflow, site="local", ranks=ranks, fuse=fuse)
+        return aaflow.compile(workflow, site=site, ranks=ranks, fuse=fuse)
 
     def ingest(self, *paths: Path, pilot: str = "local", **options: Any) -> RunResult:
         placement = aaflow.place(self.compile(*paths, **options), "local")

@@ -36,16 +36,20 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> aaflow.Site:
     return replace(load_site("local"), nodes=2)
 
 
-def test_ranks_of_different_nodes_stream_over_sockets(workspace: Any, two_nodes: aaflow.Site) -> None:
+@pytest.mark.parametrize("encrypted", [True, False])
+def test_ranks_of_different_nodes_stream_over_sockets(workspace: Any, two_nodes: aaflow.Site, encrypted: bool) -> None:
     reference = workspace.ingest(index="reference", ranks=1)
-    plan = workspace.compile(index="index", ranks=2, fuse=False)
-    placement = aaflow.place(plan, two_nodes)
+    site = replace(two_nodes, encrypted_edges=encrypted)
+    plan = workspace.compile(index="index", ranks=2, fuse=False, site=site)
+    placement = aaflow.place(plan, site)
     apart = {stage: [slot.node for slot in slots] for stage, slots in placement.slots.items()}
     assert set(map(tuple, apart.values())) == {(0, 1)}
     result = aaflow.run(placement, TwoNames(), run_folder=workspace.folder / "runs")
     assert workspace.info("index").digest == workspace.info("reference").digest
     assert result.notices.num_rows == reference.notices.num_rows
-    assert "shared memory, socket" in replace(plan, slots=placement.slots).explain()
+    told = replace(plan, slots=placement.slots).explain()
+    assert "shared memory, socket" in told
+    assert ("without encryption" in told) == (not encrypted)
 
 
 @pytest.mark.parametrize("ranks", [{"load": 1, "transform": 3, "embed": 2, "upsert": 1}, {"load": 3, "upsert": 2}])
