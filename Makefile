@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	@python apps/ask_stdlib.py $(RUN_FOLDER)
 
-# Tests that need the machine for themselves run first, alone. COVERAGE=yes measures what the tests reach.
+# Tests of many processes, which wait a lot, run first, a file at a time each. COVERAGE=yes measures what the tests reach.
 PYTEST := python -m pytest -q --disable-warnings
 NONE_OK := || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 COVERAGE ?=
@@ -54,7 +54,7 @@ THEN := $(if $(COVERAGE),--cov --cov-append --cov-report=term)
 
 test: $(STAMP)
 	@rm -f .coverage .coverage.*
-	@$(PYTEST) -n 2 --dist loadfile -m serial $(FIRST) $(NONE_OK)
+	@$(PYTEST) -n 3 --dist loadfile -m serial $(FIRST) $(NONE_OK)
 	@$(PYTEST) -n 2 -m 'not serial' $(THEN)
 
 cluster-shell: $(STAMP)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from aaflow.errors import PeerLost
 from aaflow.runtime.group import register_rank
+from aaflow.runtime.records import log_path
 from aaflow.runtime.runfolder import RunFolder
 
 if TYPE_CHECKING:
@@ -161,7 +162,9 @@ class _Progress:
 
 def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> None:
     """Say why, then end the whole group: the others may wait for this rank in a collective."""
-    traceback.print_exception(type(error), error, error.__traceback__)
+    # Launchers may lose what a rank said just before its group is ended; who reads the record finds this.
+    with open(log_path(str(folder.path), stage), "a", encoding="utf-8", errors="backslashreplace") as log:
+        log.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     place = traceback.extract_tb(error.__traceback__)[-1:]
     record: dict[str, Any] = {
         "rank": rank,
@@ -173,7 +176,6 @@ def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> Non
         "time": time.time(),
     }
     folder.write_json(f"errors/{stage}.{rank}.json", record)
-    sys.stderr.flush()
     mpi = sys.modules.get("mpi4py.MPI")
     if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.COMM_WORLD.Abort(1)

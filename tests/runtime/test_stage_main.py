@@ -85,7 +85,7 @@ def test_a_rank_that_can_not_read_its_input_says_where_it_failed(run_folder: Cal
     (folder.path / "listing.arrow").write_bytes(b"damaged")
     ended = start(folder)
     assert ended.returncode == 1
-    assert "Traceback" in ended.stderr
+    assert "Traceback" in (folder.path / "logs" / "load+transform.out").read_text()
     error = folder.read_json("errors/load+transform.0.json")
     assert error is not None
     assert error["rank"] == 0
