@@ -113,14 +113,18 @@ def blames_neighbour(run_folder: str, stage: str) -> bool:
 
 
 def first_loss(run_folder: str) -> StageError | None:
-    """The error of the stage whose rank others lost first; None where nobody lost any.
+    """The error of the stage whose rank was lost first; None where nobody lost any.
 
-    For runs of which no group has failed by itself: a rank stands still, or two stages have lost each other.
+    For runs of which no group has failed by itself: a rank stands still, or two stages have lost each other. A rank that
+    left because it had lost another is not the first, though its own neighbours may have told sooner.
     """
-    losses = [error for error in records.every(run_folder, "errors") if error.get("lost")]
+    errors = sorted(records.every(run_folder, "errors"), key=lambda error: float(error.get("time", 0.0)))
+    losses = {(error["stage"], error["rank"]): error for error in errors if error.get("lost")}
     if not losses:
         return None
-    first = min(losses, key=lambda error: float(error.get("time", 0.0)))
+    first = next(iter(losses.values()))
+    for _ in losses:  # at most so many steps, should ranks have lost each other in a circle
+        first = losses.get(tuple(first["lost"]), first)
     stage, rank = first["lost"]
     log = records.log_path(run_folder, stage)
     what = f"stage {stage!r} failed: its rank {rank} is gone or stands still: {first['error']}"

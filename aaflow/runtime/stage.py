@@ -167,6 +167,7 @@ def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> Non
         log.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
     place = traceback.extract_tb(error.__traceback__)[-1:]
     record: dict[str, Any] = {
+        "stage": stage,
         "rank": rank,
         "type": type(error).__name__,
         "error": str(error),
