@@ -115,8 +115,8 @@ def blames_neighbour(run_folder: str, stage: str) -> bool:
 def first_loss(run_folder: str) -> StageError | None:
     """The error of the stage whose rank was lost first; None where nobody lost any.
 
-    For runs of which no group has failed by itself: a rank stands still, or two stages have lost each other. A rank that
-    left because it had lost another is not the first, though its own neighbours may have told sooner.
+    For runs of which no group has failed by itself: a rank stands still, or two stages have lost each other. A rank
+    that left because it had lost another is not the first, though its own neighbours may have told sooner.
     """
     errors = sorted(records.every(run_folder, "errors"), key=lambda error: float(error.get("time", 0.0)))
     losses = {(error["stage"], error["rank"]): error for error in errors if error.get("lost")}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from virtualcluster import VirtualCluster, wait_for
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(240)]
 
 STEP = ["srun", "--nodes=4", "--ntasks-per-node=2"]
 
