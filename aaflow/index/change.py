@@ -16,7 +16,9 @@ from aaflow.hashing import combine_digests, digest_hex
 from aaflow.index.duplicates import Mask, document_starts, duplicate_notices, losing_chunks, losing_documents
 from aaflow.index.manifest import Segment, Tombstones, segment_file
 from aaflow.index.segment import Rows, dead_rows, digest_of, read_table
+from aaflow.schema import NOTICES
 
+_ID = pa.schema([NOTICES.field(name) for name in ("doc_id", "source", "record")])
 _DEAD = pa.schema([pa.field("row", pa.int64(), nullable=False)])
 
 
@@ -105,9 +107,9 @@ def _losses(
     """Rows of every new segment that lose, the kept documents that win, and notices of the documents that lose."""
     tables = [read_table(path / segment_file(partition, segment.id)) for segment in new]
     starts = [document_starts(table) for table in tables]
-    columns = ["doc_id", "source", "record"]
-    parts = [table.select(columns).take(pa.array(s[:-1])) for table, s in zip(tables, starts, strict=True)]
-    documents = pa.concat_tables([*parts, kept.select(columns)], promote_options="default")
+    parts = [table.select(_ID.names).take(pa.array(s[:-1])) for table, s in zip(tables, starts, strict=True)]
+    same = [pa.Table.from_arrays(part.columns, schema=_ID) for part in [*parts, kept.select(_ID.names)]]
+    documents = pa.concat_tables(same)
     strangers = documents["source"].filter(pc.invert(pc.is_in(documents["source"], read)))
     if len(strangers):
         raise VectorIndexError(

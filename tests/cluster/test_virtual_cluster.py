@@ -49,7 +49,7 @@ def test_a_lost_node_takes_its_step_along_and_slurm_notices(possible: None) -> N
         cluster.lose("node1")
         assert step.wait(90) != 0
         wait_for(lambda: "down" in cluster.states()["node1"], 90)
-        assert "idle" in cluster.states()["node0"]
+        wait_for(lambda: "idle" in cluster.states()["node0"], 30)
 
 
 def test_nothing_is_left_of_a_cluster_whose_maker_is_killed(possible: None) -> None:
