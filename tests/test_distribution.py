@@ -117,7 +117,8 @@ def test_every_import_is_a_declared_dependency() -> None:
                 declared = [needs[owner] for owner in map(_normal, owners.get(name, [name])) if owner in needs]
                 if not declared or (at_import and not any(declared)):
                     missing.add(f"{source.relative_to(ROOT)}: {name}")
-    assert not missing
+    # No package index has pycylon: sites build it.
+    assert missing == {"aaflow/dataplane/cylon.py: pycylon"}
 
 
 def test_every_dependency_is_pinned_and_no_pin_names_a_place() -> None:
