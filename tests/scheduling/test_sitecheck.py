@@ -73,6 +73,10 @@ def test_the_launcher_must_be_there_and_of_the_right_mpi(
     program(tmp_path, "mpiexec", "HYDRA build details:")
     assert "is MPICH" in found(local, launcher="openmpi")["launcher"]
     assert "launcher" not in found(local)
+    program(tmp_path, "mpiexec.hydra", "Intel(R) MPI Library for Linux* OS, Version 2021.19.0")
+    assert "launcher" not in found(local, launcher="intelmpi")
+    program(tmp_path, "mpiexec", "Intel(R) MPI Library for Linux* OS, Version 2021.19.0")
+    assert "is Intel MPI" in found(local)["launcher"]
 
 
 def test_what_a_compute_node_may_have_is_not_certain(

@@ -166,7 +166,16 @@ def test_environment_variables_are_filled_in_but_not_in_the_script_of_a_node(
 
 WRONG = [
     ('scheduler = "slurm"', 'scheduler = "slrm"', "scheduler: Input should be 'local', 'slurm' or 'pbs', not 'slrm'"),
-    ('launcher = "srun"', 'launcher = "ibrun"', "launcher: Input should be 'mpiexec', 'openmpi', 'srun' or 'pals'"),
+    (
+        'launcher = "srun"',
+        'launcher = "ibrun"',
+        "launcher: Input should be 'mpiexec', 'openmpi', 'intelmpi', 'srun' or 'pals'",
+    ),
+    (
+        'launcher = "srun"',
+        'launcher = "srun"\nlauncher_options = ["--mpi=pmix", "-w", "node7"]',
+        "launcher_options: '-w' would place ranks",
+    ),
     ("nodes = 2", "nodes = 0", "nodes: Input should be greater than or equal to 1, not 0"),
     ("nodes = 2", "knots = 2", r"knots: unknown key \(did you mean 'nodes'\?\); allowed are description, "),
     ('description = "A cluster"', "", "description: is missing"),
