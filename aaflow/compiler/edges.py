@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from aaflow.compiler.check import SHUFFLES
 from aaflow.compiler.ingest import Inputs
 from aaflow.compiler.plan import Edge, Stage
 from aaflow.compiler.resources import Chain
-from aaflow.operators.listing import split_sizes
+from aaflow.compiler.volumes import volume_of
 from aaflow.operators.operator import Operator
 
 #: Batches that a queue between two operators of a rank holds: one being filled while one is being read, and one spare.
@@ -19,8 +19,6 @@ STREAM_BUFFERS = 4
 BUFFER_BYTES = (1 << 20, 8 << 20)
 #: Bytes of all buffers of a stream that one rank fills.
 RANK_BYTES = 256 << 20
-#: Bytes of text in one token of a model, about.
-TOKEN_BYTES = 4
 
 
 def shuffle_before(chain: Chain, inputs: Inputs | None) -> str | None:
@@ -42,45 +40,25 @@ def edges_of(chains: Sequence[Chain], stages: Sequence[Stage], inputs: Inputs | 
     """Every edge, in the order of the operators that it leads to."""
     edges: list[Edge] = []
     routes = _routes(chains, stages, inputs)
-    records = inputs.record_bytes if inputs else 0
-    text = int(split_sizes(inputs.listing).sum()) if inputs else 0
     by_name = {operator.name: operator for chain in chains for operator in chain}
     stage_named = {stage.name: stage for stage in stages}
     for chain, stage in zip(chains, stages, strict=True):
         for operator, planned in zip(chain, stage.operators, strict=True):
             if operator.upstream is None:
                 continue
+            passing = volume_of(operator.upstream, by_name, inputs) if inputs else 0
             if stage.upstream is not None and operator is chain[0]:
                 routing = routes[stage.name]
                 readers = sum(other.upstream == stage.upstream for other in stages)
                 size = _buffer_bytes(by_name[operator.upstream], routing, stage_named[stage.upstream], stage, readers)
-                crossing = text + _vector_bytes(text, operator.upstream, by_name)
-                edge = Edge(operator.upstream, operator.name, "stream", routing, STREAM_BUFFERS, size, crossing)
+                edge = Edge(operator.upstream, operator.name, "stream", routing, STREAM_BUFFERS, size, passing)
             elif planned.shuffle and stage.ranks > 1:
                 primitive = f"{stage.communicator}-shuffle"
-                edge = Edge(operator.upstream, operator.name, primitive, "owner", 1, 0, _crossing(records, stage))
+                edge = Edge(operator.upstream, operator.name, primitive, "owner", 1, 0, passing)
             else:
                 edge = Edge(operator.upstream, operator.name, "queue", "same", QUEUE_BOUND, 0, 0)
             edges.append(edge)
     return edges
-
-
-def _vector_bytes(text: int, source: str, operators: Mapping[str, Operator]) -> int:
-    """Bytes of the float32 vectors in what an operator gives, taking every chunk for as long as chunks get."""
-    given = operators[source].output
-    if given is None or "vector" not in given.names:
-        return 0
-    above: str | None = source
-    while above is not None and operators[above].kind != "transform":
-        above = operators[above].upstream
-    options = operators[above].options if above is not None else {}
-    chunk = int(options.get("size", text)) * (TOKEN_BYTES if options.get("splitter") == "tokens" else 1)
-    return -(-text // max(1, chunk)) * int(given.field("vector").type.list_size) * 4
-
-
-def _crossing(size: int, stage: Stage) -> int:
-    """Bytes of evenly spread rows whose owner is another rank than the one that has them."""
-    return size * (stage.ranks - 1) // stage.ranks
 
 
 def _routes(chains: Sequence[Chain], stages: Sequence[Stage], inputs: Inputs | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from aaflow.compiler.volumes import bytes_between_nodes
 from aaflow.scheduling.slot import Slot, shares_cores
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _slot_table(stage: Stage, slots: Sequence[Slot], *, crowded: bool) -> Table:
 
 
 def _edge_table(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Table:
-    columns = ("from", "to", "primitive", "rows go to", "bound (batches)", "buffers", "bytes between ranks")
+    columns = ("from", "to", "primitive", "rows go to", "bound (batches)", "buffers", "bytes", "between nodes")
     table = Table(*columns, title="Edges", title_justify="left")
     for edge in plan.edges:
         primitive, buffers = edge.primitive, "-"
@@ -76,9 +77,9 @@ def _edge_table(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Table:
             pairs = plan.pairs_of(edge)
             buffers = f"{len(pairs)} x {edge.bound} x {edge.buffer_bytes / 2**20:g} MiB"
             primitive = _forms(plan, edge, pairs, slots) or primitive
-        table.add_row(
-            edge.source, edge.target, primitive, _TARGETS[edge.routing], str(edge.bound), buffers, f"{edge.bytes:,}"
-        )
+        away = f"{bytes_between_nodes(plan, edge, slots):,}" if slots else "-"
+        row = (edge.source, edge.target, primitive, _TARGETS[edge.routing], str(edge.bound), buffers)
+        table.add_row(*row, f"{edge.bytes:,}", away)
     return table
 
 

@@ -102,8 +102,7 @@ class Edge:
             follows from the ranks' numbers).
         bound: batches that it holds at most, per pair of ranks.
         buffer_bytes: size of one of the ``bound`` buffers of a stream; 0 for the other primitives.
-        bytes: estimate of the text and vectors that cross between ranks: all that there are for a stream, those that
-            have another owner for a shuffle, 0 for a queue.
+        bytes: estimate of the rows that pass it, whichever rank they go to; 0 for a queue, whose rows stay.
     """
 
     source: str

@@ -69,10 +69,6 @@ def test_records_go_to_the_owner_before_they_have_vectors(records: Path, site: M
     plan = compile_workflow(ingestion(records), site=site(), ranks=2, fuse=False)
     assert [edge.routing for edge in plan.edges] == ["forward", "owner", "forward"]
     assert plan.pairs_of(plan.edges[1]) == [(0, 0), (0, 1), (1, 0), (1, 1)]
-    text = plan.listing.bytes
-    assert [edge.bytes for edge in plan.edges[:2]] == [text, text]
-    chunks = -(-text // 50)
-    assert plan.edges[2].bytes == text + chunks * 16 * 4, "vectors move with their text"
 
 
 def test_vectors_move_where_embed_has_other_ranks_than_upsert(
@@ -145,9 +141,6 @@ def test_records_of_a_file_are_shuffled_before_they_weigh_a_vector(
     plan = compile_workflow(ingestion(records), site=site(), ranks=3)
     assert [operator.name for operator in plan.stages[0].operators if operator.shuffle] == ["embed"]
     assert ("transform", "embed", "mpi-shuffle") in edges(plan)
-    moved = next(edge.bytes for edge in plan.edges if edge.target == "embed")
-    size = (records / "records.jsonl").stat().st_size
-    assert moved == size * 2 // 3
 
 
 def test_one_rank_alone_exchanges_with_nobody(records: Path, site: MakeSite, ingestion: Ingestion) -> None:
