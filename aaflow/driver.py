@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,14 +17,16 @@ import pyarrow.ipc
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.plan import Plan
 from aaflow.dataplane.edge import write_edge_keys
-from aaflow.errors import AaflowError, JobEnded, PilotError, RunError, StageError
+from aaflow.errors import AaflowError, InputError, JobEnded, PilotError, RunCancelled, RunError, StageError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
 from aaflow.runtime.ending import blames_neighbour, first_loss
 from aaflow.runtime.lease import RunLease
 from aaflow.runtime.leftovers import find_leftovers
 from aaflow.runtime.leftovers import remove as remove_leftover
+from aaflow.runtime.progress import committed_units, expected_units, require_progress, require_units
 from aaflow.runtime.runfolder import RunFolder
+from aaflow.runtime.runs import tell_end
 from aaflow.runtime.trace import logical_digest, read_trace
 from aaflow.scheduling.environment import require_backends
 from aaflow.scheduling.interface import interface_address
@@ -116,6 +119,7 @@ def run(
     *,
     run_folder: str | Path | None = None,
     progress: Progress | None = None,
+    until_done: bool = False,
 ) -> RunResult:
     """Run a placement through a pilot and publish what it wrote.
 
@@ -124,23 +128,76 @@ def run(
         pilot: a pilot or its name; by default that of the site.
         run_folder: parent of the run folder; by default that of the site.
         progress: called about twice a second with the run folder.
+        until_done: where the batch job reached its walltime, go on in a new run with a new job, as long as each job
+            commits something new.
 
     Raises:
-        InputError: there is no pilot of this name.
+        InputError: there is no pilot of this name; or ``until_done`` goes with neither this pilot, which is used for
+            one run, nor a workflow without an index.
         StageError: a task group failed; the index stays at its last generation, and a rerun goes on.
         PilotError: the pilot or its engine can't be used, or the engine died.
+        JobEnded: its batch job ended before the run did.
+        RunCancelled: a person cancelled it.
         IndexLocked: another run writes the index.
     """
-    began = time.monotonic()
     engine = find_pilot(pilot or placement.site.pilot)() if pilot is None or isinstance(pilot, str) else pilot
+    if until_done:
+        require_units(placement.plan)
+        if engine is pilot:
+            raise InputError("until_done needs the name of a pilot: each job has a new one")
+    folder = prepare(placement, run_folder)
+    while True:
+        before = committed_units(placement.plan)
+        try:
+            with told_end(folder):
+                return carry_out(placement, engine, folder, progress)
+        except JobEnded as error:
+            if not (until_done and error.walltime):
+                raise
+            require_progress(placement.plan, before, str(error))
+            engine = find_pilot(engine.name)()
+            folder = prepare(placement, run_folder, before=folder)
+
+
+def prepare(
+    placement: Placement, run_folder: str | Path | None = None, *, before: RunFolder | None = None
+) -> RunFolder:
+    """Make the run folder of a placement, with all that its driver and its ranks need.
+
+    Args:
+        placement: what will run where.
+        run_folder: parent of the run folder; by default that of the site.
+        before: the run that this one goes on with.
+    """
     runs = Path(run_folder or placement.site.run_folder).expanduser().absolute()
-    for leftover in find_leftovers(str(runs)):
-        remove_leftover(leftover)
     folder = RunFolder.create(runs, placement.plan.digest)
     placement.save(folder.path)
     write_launch_orders(placement, folder.path)
     if len(placement.plan.stages) > 1:
         write_edge_keys(folder.path)
+    if before is not None:
+        folder.write_json("before.json", {"run": before.path.name})
+        before.write_json("next.json", {"run": folder.path.name})
+    return folder
+
+
+@contextlib.contextmanager
+def told_end(folder: RunFolder) -> Iterator[None]:
+    """Write into the run folder how the run ended: for ``aaflow status`` and for the job that goes on."""
+    try:
+        yield
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # of a full disk, say, which is what the run failed of
+            tell_end(str(folder.path), error)
+        raise
+    tell_end(str(folder.path), None)
+
+
+def carry_out(placement: Placement, engine: Pilot, folder: RunFolder, progress: Progress | None = None) -> RunResult:
+    """Run what :func:`prepare` made ready, through a pilot; see :func:`run` for what it raises."""
+    began = time.monotonic()
+    for leftover in find_leftovers(str(folder.path.parent)):
+        remove_leftover(leftover)
     index = placement.plan.index
     if index is None:
         folder.write_json("run.json", {"epoch": None})
@@ -204,6 +261,8 @@ def _wait(
     while waiting:
         open_futures = [tasks[name] for name in waiting] + [told[name] for name in waiting if not told[name].done()]
         wait(open_futures, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
+        if (asked := folder.read_json("cancel.json")) is not None:
+            raise RunCancelled(f"{asked['by']} cancelled the run; run folder: {folder.path}")
         state = pilot.status()
         if state != said:
             folder.write_json("status.json", {"pilot": state})
@@ -303,17 +362,6 @@ def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:
     said = pa.concat_tables([plan.tables["notices"], published.notices, remembered])
     said = said.group_by(said.column_names).aggregate([])
     return published.manifest.generation, said.sort_by([(name, "ascending") for name in NOTICES.names])
-
-
-def expected_units(plan: Plan) -> set[tuple[int, int]]:
-    """The (tranche, partition) that the ranks of a plan commit at least."""
-    listing = plan.tables["listing"]
-    pairs = listing.select(["tranche", "partition"]).group_by(["tranche", "partition"]).aggregate([]).to_pydict()
-    units: set[tuple[int, int]] = set()
-    for tranche, partition in zip(pairs["tranche"], pairs["partition"], strict=True):
-        owned = range(plan.partitions) if partition < 0 else [partition]
-        units.update((tranche, number) for number in owned)
-    return units
 
 
 def _timings(folder: RunFolder, plan: Plan) -> dict[str, dict[str, float]]:

@@ -39,6 +39,10 @@ class RunError(AaflowError):
     """A run ended before its work was done; the index stays at its last generation."""
 
 
+class RunCancelled(RunError):
+    """A person cancelled a run: ``aaflow cancel``."""
+
+
 class StageError(RunError):
     """A task group failed.
 

@@ -13,6 +13,7 @@ from aaflow import driver
 from aaflow.errors import IndexLocked, InputError, PilotError, RunError, StageError, VectorIndexError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import LocalPilot, allocated_nodes, find_pilot, import_folders
+from aaflow.runtime.progress import expected_units
 
 
 class Engine:
@@ -109,7 +110,7 @@ def test_an_ingestion_has_no_output(tmp_path: Path, placement: aaflow.Placement)
 
 
 def test_the_expected_units_are_those_of_the_listing(placement: aaflow.Placement) -> None:
-    [unit] = driver.expected_units(placement.plan)
+    [unit] = expected_units(placement.plan)
     assert unit == (0, placement.plan.tables["listing"]["partition"][0].as_py())
 
 

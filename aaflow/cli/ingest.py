@@ -11,6 +11,7 @@ from rich.console import Console
 from aaflow.cli.options import (
     ChunkSizeOption,
     DeduplicateOption,
+    DetachOption,
     DimOption,
     EmbedderOption,
     EncodingOption,
@@ -35,11 +36,13 @@ from aaflow.cli.options import (
     SiteOption,
     SplitterOption,
     TextColumnOption,
+    UntilDoneOption,
     WhereOption,
 )
-from aaflow.cli.output import notices_json, print_json, print_notices
+from aaflow.cli.output import notices_json, print_detached, print_json, print_notices
 from aaflow.cli.progress import watch_progress
 from aaflow.compiler.explain import explain
+from aaflow.detach import detach as start_detached
 from aaflow.driver import RunResult, compile, place, run
 from aaflow.errors import InputError
 from aaflow.index import open_index
@@ -72,6 +75,8 @@ def ingest(
     hidden: HiddenOption = False,
     max_record_bytes: MaxRecordOption = None,
     run_folder: RunFolderOption = None,
+    detach: DetachOption = False,
+    until_done: UntilDoneOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Build or update an index from documents."""
@@ -84,8 +89,11 @@ def ingest(
     )  # fmt: skip
     console = Console(stderr=True)
     placement = place(compile(workflow, site=site, ranks=ranks, fuse=fuse), site)
+    if detach:
+        print_detached(console, start_detached(placement, pilot, run_folder=run_folder, until_done=until_done), as_json)
+        return
     with watch_progress(console, placement.plan, quiet=as_json) as progress:
-        result = run(placement, pilot, run_folder=run_folder, progress=progress)
+        result = run(placement, pilot, run_folder=run_folder, progress=progress, until_done=until_done)
     summary = ingest_summary(result, index)
     if as_json:
         print_json(summary)

@@ -1,7 +1,7 @@
 """The command ``aaflow``.
 
 Exit codes: 0 done; 1 the run failed or something is broken; 2 the call or its input can't be used as given; 3 the index
-can't be used (missing, damaged, locked, of another embedder); 130 interrupted.
+can't be used (missing, damaged, locked, of another embedder); 130 interrupted or cancelled.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ from types import FrameType
 import typer
 
 from aaflow import __version__
-from aaflow.cli import answer, index, ingest, trace, workflowfile
+from aaflow.cli import answer, index, ingest, runs, trace, workflowfile
 from aaflow.cli.doctor import doctor
+from aaflow.cli.output import exit_code
 from aaflow.cli.sites import app as sites_app
-from aaflow.errors import AaflowError, InputError, PlacementError, SiteError, VectorIndexError, WorkflowError
+from aaflow.errors import AaflowError
 
 app = typer.Typer(
     name="aaflow",
@@ -30,6 +31,11 @@ app.command("query")(answer.query)
 app.command("ask")(answer.ask)
 app.command("plan")(ingest.plan)
 app.command("run")(workflowfile.run_file)
+app.command("status")(runs.status)
+app.command("attach")(runs.attach)
+app.command("logs")(runs.logs)
+app.command("cancel")(runs.cancel)
+app.command("drive", hidden=True)(runs.drive)
 app.command("trace")(trace.trace)
 app.command("doctor")(doctor)
 app.add_typer(sites_app, name="sites", help="The machines that aaflow knows.")
@@ -44,17 +50,6 @@ def version(show: bool = typer.Option(False, "--version", help="Print the versio
         raise typer.Exit
 
 
-def exit_code(error: BaseException) -> int:
-    """The exit code that an error ends the command with."""
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    if isinstance(error, VectorIndexError):
-        return 3
-    if isinstance(error, (InputError, WorkflowError, PlacementError, SiteError)):
-        return 2
-    return 1
-
-
 def main() -> None:
     """Run the command; errors of aaflow are one text on stderr, without a traceback."""
     signal.signal(signal.SIGTERM, _as_interrupt)
@@ -62,9 +57,9 @@ def main() -> None:
         app(standalone_mode=True)
     except (AaflowError, KeyboardInterrupt) as error:
         print(f"aaflow: {error}" if str(error) else "aaflow: interrupted", file=sys.stderr)
-        sys.exit(exit_code(error))
+        sys.exit(exit_code(type(error)))
     except SystemExit as ended:
-        if ended.code == exit_code(KeyboardInterrupt()):  # typer has taken the interrupt and says nothing
+        if ended.code == exit_code(KeyboardInterrupt):  # typer has taken the interrupt and says nothing
             print("aaflow: interrupted", file=sys.stderr)
         raise
 

@@ -35,6 +35,13 @@ DimOption = Annotated[int | None, typer.Option("--dim", help="Dimension of the v
 JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object on stdout.")]
 RunFolderOption = Annotated[Path | None, typer.Option("--run-folder", help="Parent of the run folder.")]
 
+DetachOption = Annotated[
+    bool, typer.Option("--detach", help="Make the driver the batch job (here: a background process) and return.")
+]
+UntilDoneOption = Annotated[
+    bool, typer.Option("--until-done", help="Go on in a new job where one reached its walltime, while each gets on.")
+]
+
 FuseOption = Annotated[bool, typer.Option("--fuse/--no-fuse", help="One task group for all, or one per operator.")]
 PruneOption = Annotated[bool, typer.Option("--prune", help="Drop documents of these paths that are gone.")]
 PartitionsOption = Annotated[

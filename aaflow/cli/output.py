@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,49 @@ from rich.console import Console
 from rich.markup import escape
 
 from aaflow.driver import RunResult
+from aaflow.errors import InputError, PlacementError, RunCancelled, SiteError, VectorIndexError, WorkflowError
+from aaflow.runtime.runfolder import RunFolder
+from aaflow.scheduling.batch import NAMES
+from aaflow.scheduling.sitefile import load_site
 
 #: Skipped documents that are shown to a person one by one.
 SHOWN = 10
 
 
+def exit_code(error: type[BaseException]) -> int:
+    """The exit code that an error of this class ends a command with."""
+    if issubclass(error, (KeyboardInterrupt, RunCancelled)):
+        return 130
+    if issubclass(error, VectorIndexError):
+        return 3
+    if issubclass(error, (InputError, WorkflowError, PlacementError, SiteError)):
+        return 2
+    return 1
+
+
 def print_json(value: Any) -> None:
     """One JSON object on one line of stdout; file names that are not UTF-8 keep their bytes as surrogates."""
     typer.echo(json.dumps(value, ensure_ascii=True, default=str))
+
+
+def print_detached(console: Console, folder: RunFolder, as_json: bool) -> None:
+    """The name of a run that this command has left to itself, and how to look at it."""
+    job = folder.read_json("job.json") or {}
+    if as_json:
+        shown = {"run": folder.path.name, "run_folder": str(folder.path), "job": job.get("id"), "pid": job.get("pid")}
+        print_json(shown)
+        return
+    default = folder.path.parent == Path(load_site().run_folder).absolute()
+    run = folder.path.name if default else shlex.quote(str(folder.path))
+    where = f"Submitted {NAMES[job['scheduler']]} job {job['id']}" if "id" in job else f"Started process {job['pid']}"
+    console.print(f"{where}: run {folder.path.name}", highlight=False, markup=False, soft_wrap=True)
+    for command, does in (
+        ("status", "where it is"),
+        ("attach", "its progress until it ends"),
+        ("logs", "what its ranks say"),
+        ("cancel", "end it"),
+    ):
+        console.print(f"  aaflow {command} {run}  # {does}", highlight=False, markup=False, soft_wrap=True)
 
 
 def notices_json(result: RunResult, kind: str) -> list[dict[str, Any]]:

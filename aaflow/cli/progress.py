@@ -9,17 +9,29 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from aaflow.compiler.plan import Plan, Stage
+from aaflow.compiler.plan import Plan
 from aaflow.driver import Progress as ProgressCallback
+from aaflow.runtime import records
+from aaflow.runtime.progress import stage_progress
 from aaflow.runtime.runfolder import RunFolder
+from aaflow.runtime.runs import look
 
 #: Anything shorter than this shows no bar, in seconds.
 PATIENCE = 2.0
 
 
 @contextlib.contextmanager
-def watch_progress(console: Console, plan: Plan, *, quiet: bool) -> Iterator[ProgressCallback | None]:
-    """A callback for :func:`aaflow.run` that draws one bar per stage, or says where a batch job is; None when quiet."""
+def watch_progress(
+    console: Console, plan: Plan, *, quiet: bool, patience: float | None = None
+) -> Iterator[ProgressCallback | None]:
+    """A callback for :func:`aaflow.run` that draws one bar per stage, or says where a batch job is; None when quiet.
+
+    Args:
+        console: where to draw.
+        plan: of the run.
+        quiet: whether to draw nothing.
+        patience: seconds before anything is drawn; :data:`PATIENCE` by default.
+    """
     if quiet:
         yield None
         return
@@ -42,15 +54,18 @@ def watch_progress(console: Console, plan: Plan, *, quiet: bool) -> Iterator[Pro
         }
 
         def look(folder: RunFolder) -> None:
+            if time.monotonic() - began <= (PATIENCE if patience is None else patience):
+                return
             pilot = _pilot(folder)
+            driver = records.read(records.driver_path(str(folder.path)))
+            seconds = time.time() - driver["began"] if driver is not None else time.monotonic() - began
             for stage in plan.stages:
-                if time.monotonic() - began > PATIENCE:
-                    done, total, rate, state = _state(folder, stage, time.monotonic() - began)
-                    shown = "running" if state else pilot or "waiting for its task group"
-                    bars.update(
-                        tasks[stage.name], completed=done, total=total, rate=rate, visible=True,
-                        description=f"{stage.name} {shown}",
-                    )  # fmt: skip
+                now = stage_progress(folder, stage)
+                shown = "running" if now.begun else pilot or "waiting for its task group"
+                bars.update(
+                    tasks[stage.name], completed=now.rows, total=now.total, rate=rows_per_second(now.rows, seconds),
+                    visible=True, description=f"{stage.name} {shown}",
+                )  # fmt: skip
 
         yield look
 
@@ -71,17 +86,11 @@ class _Said:
 
 
 def _pilot(folder: RunFolder) -> str:
-    return str((folder.read_json("status.json") or {}).get("pilot", ""))
+    """What a run's groups wait for or run on: its driver says so; where the driver is in a job, the batch system."""
+    said = str((folder.read_json("status.json") or {}).get("pilot", ""))
+    return said or (look(folder.path).words if (folder.path / "order.json").exists() else "")
 
 
-def _state(folder: RunFolder, stage: Stage, seconds: float) -> tuple[int, int | None, str, bool]:
-    """Rows that the slowest operator gave, rows it will have given (None while that is unknown), the rate, any life."""
-    noted = [folder.read_json(f"progress/{stage.name}.{rank}.json") for rank in range(stage.ranks)]
-    ranks = [note for note in noted if note is not None]
-    names = [operator.name for operator in stage.operators]
-    watched = next((op.name for op in stage.operators if op.kind == "embed"), names[-1])
-    before = names[max(0, names.index(watched) - 1)]
-    done = sum(note["rows"].get(watched, 0) for note in ranks)
-    known = len(ranks) == stage.ranks and all(before in note["ended"] for note in ranks)
-    total = sum(note["rows"].get(before, 0) for note in ranks) if known else None
-    return done, total, f"{done / seconds:.0f} rows/s", bool(ranks)
+def rows_per_second(rows: int, seconds: float | None) -> str:
+    """A rate for a person; nothing where there is no time to go by."""
+    return f"{rows / seconds:.0f} rows/s" if seconds else ""

@@ -10,9 +10,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from aaflow.cli.options import JsonOption, PilotOption, RanksOption, RunFolderOption, SiteOption
-from aaflow.cli.output import notices_json, print_json
+from aaflow.cli.options import (
+    DetachOption,
+    JsonOption,
+    PilotOption,
+    RanksOption,
+    RunFolderOption,
+    SiteOption,
+    UntilDoneOption,
+)
+from aaflow.cli.output import notices_json, print_detached, print_json
 from aaflow.cli.progress import watch_progress
+from aaflow.detach import detach as start_detached
 from aaflow.driver import compile, place, run
 from aaflow.errors import WorkflowError
 from aaflow.operators.operator import Domain, Pattern
@@ -35,13 +44,18 @@ def run_file(
     ranks: RanksOption = None,
     fuse: Annotated[bool, typer.Option("--fuse/--no-fuse", help="One task group for all, or one per operator.")] = True,
     run_folder: RunFolderOption = None,
+    detach: DetachOption = False,
+    until_done: UntilDoneOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run the workflow that a file describes."""
     placement = place(compile(read_workflow(workflow), site=site, ranks=ranks, fuse=fuse), site)
     console = Console(stderr=True)
+    if detach:
+        print_detached(console, start_detached(placement, pilot, run_folder=run_folder, until_done=until_done), as_json)
+        return
     with watch_progress(console, placement.plan, quiet=as_json) as progress:
-        result = run(placement, pilot, run_folder=run_folder, progress=progress)
+        result = run(placement, pilot, run_folder=run_folder, progress=progress, until_done=until_done)
     if as_json:
         print_json(
             {

@@ -60,10 +60,26 @@ def clean_group(
     return tuple(f"process {process.pid}" for process in left)
 
 
+def cancel_engine_job(run_folder: str) -> bool:
+    """Cancel the batch job that carries the engine of a dead run; whether none is left."""
+    job = records.engine_job(run_folder)
+    if job is None:
+        return True
+    from aaflow.scheduling import batch
+
+    if not batch.cancel(*job):
+        found = batch.ask(*job)
+        if found is None or found.state != "ended":
+            return False
+    records.write_engine_job(run_folder, *job, over=True)
+    return True
+
+
 def clean_engine(run_folder: str) -> None:
     """SIGKILL what is left of the engine that this run's pilot started here, remove its shared memory and its TMPDIR.
 
-    An engine outlives a driver that was killed; its own tracker of semaphores dies with it.
+    An engine outlives a driver that was killed; its own tracker of semaphores dies with it. Its batch job, which may
+    still wait in a queue, is cancelled.
     """
     engine = records.read(records.engine_path(run_folder))
     if engine is None:
@@ -74,3 +90,4 @@ def clean_engine(run_folder: str) -> None:
     processes.end_marked(processes.ENGINE, str(engine["run"]))
     sharedfiles.remove_unused(files | sharedfiles.known_made_since(engine["since"]))
     shutil.rmtree(engine["temporary"], ignore_errors=True)
+    cancel_engine_job(run_folder)

@@ -3,6 +3,7 @@
     python -m aaflow.runtime.keeper RUN_FOLDER STAGE        starts the group and keeps it
     python -m aaflow.runtime.keeper RUN_FOLDER STAGE node   keeps the ranks of a group on a further node
     python -m aaflow.runtime.keeper RUN_FOLDER - engine     keeps the engine that a driver started
+    python -m aaflow.runtime.keeper RUN_FOLDER - job        asks in a batch job that starts whether its driver lives
 
 Who notices what, and within which time:
 
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 LEASE_SECONDS = 6.0
 BEAT_SECONDS = 1.0
 
+#: Exit code of a keeper in a batch job whose driver is gone.
+DRIVER_GONE = 3
+
 #: A child of the launcher that holds its ranks on this node: when it dies, launcher and ranks live on and wait.
 _PROXIES = frozenset({"hydra_pmi_proxy", "prted", "orted"})
 #: What launchers set for a rank and not for themselves.
@@ -73,7 +77,8 @@ class Lease:
         self.socket.curve_secretkey = keys["secret"].encode()
         self.socket.connect(driver["address"])
         self._heard = time.monotonic()
-        self._met = False
+        #: Whether the driver has answered.
+        self.met = False
 
     def beat(self) -> None:
         """Tell the driver that the group lives."""
@@ -100,7 +105,7 @@ class Lease:
             except zmq.Again:
                 return None
             self._heard = time.monotonic()
-            self._met = True
+            self.met = True
             if answer["word"] == "end":
                 return str(answer["reason"])
 
@@ -113,7 +118,7 @@ class Lease:
         """Why the driver must be taken for dead, or None."""
         if self._driver is not None and not processes.is_alive(self._driver):
             return f"the driver (pid {self._driver.pid}) died"
-        if not self._met and (ended := self.ended()):
+        if not self.met and (ended := self.ended()):
             return ended
         silence = time.monotonic() - self._heard
         return f"the driver was silent for {silence:.1f} s" if silence > LEASE_SECONDS else None
@@ -326,11 +331,23 @@ def _keep_engine(run_folder: str, lease: Callable[[], Lease]) -> None:
     held.goodbye(GroupResult("", reason=reason))
 
 
+def _find_driver(lease: Callable[[], Lease]) -> None:
+    """End with :data:`DRIVER_GONE` unless the driver answers: its job waited in a queue, and nobody may need it now."""
+    held = lease()
+    while not held.met:
+        held.beat()
+        held.socket.poll(round(BEAT_SECONDS * 1000))
+        if reason := held.read() or held.lost():
+            print(f"{reason}: this job ends", file=sys.stderr)
+            sys.exit(DRIVER_GONE)
+    held.goodbye(GroupResult(""))
+
+
 def main(arguments: list[str]) -> None:
     """Run a keeper until what it keeps has ended.
 
     Args:
-        arguments: run folder, stage and ``group`` (if left out), ``node`` or ``engine``.
+        arguments: run folder, stage and ``group`` (if left out), ``node``, ``engine`` or ``job``.
     """
     run_folder, stage, kind = [*arguments, "group"][:3]
     driver = records.read(records.driver_path(run_folder))
@@ -343,6 +360,8 @@ def main(arguments: list[str]) -> None:
         elif kind == "group":
             refused = GroupResult(stage, reason=f"its run has ended ({driver['ended']}), so nothing was started")
             records.write(records.group_path(run_folder, stage), refused.to_json())
+        elif kind == "job":
+            sys.exit(DRIVER_GONE)
         return
     hello = {**processes.identity(), "kind": kind, "stage": stage}
     run = str(driver["run"])
@@ -354,6 +373,8 @@ def main(arguments: list[str]) -> None:
         _keep_group(run_folder, stage, run, lease)
     elif kind == "node":
         _keep_ranks(run_folder, stage, run, lease)
+    elif kind == "job":
+        _find_driver(lease)
     else:
         _keep_engine(run_folder, lease)
 

@@ -257,7 +257,7 @@ class RunLease:
 
     def _ended_group(self, stage: str, kind: str, result: GroupResult, host: str) -> None:
         """A keeper said goodbye: the others of its stage end too, and who watches the stage is told."""
-        if kind == "engine" or (kind == "node" and result.reason is None):
+        if kind in ("engine", "job") or (kind == "node" and result.reason is None):
             return
         why = result.reason or "the group ended"
         with self._lock:
@@ -279,7 +279,7 @@ class RunLease:
         for keeper, why in lost:
             if keeper.process is not None:  # one that stands still: who started it waits for its end
                 processes.kill(keeper.process)
-            if keeper.kind != "engine":
+            if keeper.kind not in ("engine", "job"):
                 group = f"{self.run}/{keeper.stage}"
                 find = functools.partial(processes.find_marked, processes.GROUP, group)
                 left = clean_group(self.run_folder, keeper.stage, find, seconds=1.0)

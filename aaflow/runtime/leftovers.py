@@ -1,7 +1,8 @@
 """What runs left on this node although their driver is gone: for ``aaflow doctor`` and for the next run.
 
 A keeper ends its group within seconds of its driver's death. Something is left only where the keeper died as well, or
-where a whole node did. Processes are found by their marks, shared memory by what ranks registered in the run folder.
+where a whole node did. Processes are found by their marks, shared memory by what ranks registered in the run folder, a
+batch job by what the run folder says of it.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ class Leftover:
         run: its id.
         processes: living processes that carry its mark.
         files: registered shared-memory files that still exist.
+        job: batch system and id of the job that carried its engine, and may still wait in a queue.
     """
 
     run_folder: str
     run: str
     processes: tuple[processes.Process, ...]
     files: tuple[sharedfiles.SharedFile, ...]
+    job: tuple[str, str] | None = None
 
 
 def find_leftovers(runs_folder: str) -> list[Leftover]:
@@ -46,7 +49,11 @@ def find_leftovers(runs_folder: str) -> list[Leftover]:
 
 
 def remove(leftover: Leftover) -> tuple[str, ...]:
-    """SIGKILL the processes of a dead run on this node and remove its shared memory; returns what is left, in words."""
+    """SIGKILL the processes of a dead run on this node, remove its shared memory, cancel the job of its engine.
+
+    Returns:
+        What is left, in words.
+    """
     run = leftover.run
 
     def find() -> list[processes.Process]:
@@ -59,7 +66,9 @@ def remove(leftover: Leftover) -> tuple[str, ...]:
     sharedfiles.remove_unused(files)
     clean_engine(leftover.run_folder)
     still = [file.path for file in leftover.files if sharedfiles.is_there(file)]
-    return (*(f"process {process.pid}" for process in left), *still)
+    job = records.engine_job(leftover.run_folder)
+    waiting = [f"batch job {job[1]}"] if job is not None else []
+    return (*(f"process {process.pid}" for process in left), *still, *waiting)
 
 
 def _is_over(driver: Mapping[str, Any]) -> bool:
@@ -77,4 +86,5 @@ def _look(run_folder: str, run: str, marked: Collection[processes.Process]) -> L
         (file for file in registered_files(run_folder) if sharedfiles.is_there(file)), key=lambda file: file.path
     )
     alive = sorted(marked, key=lambda process: process.pid)
-    return Leftover(run_folder, run, tuple(alive), tuple(files)) if alive or files else None
+    job = records.engine_job(run_folder)
+    return Leftover(run_folder, run, tuple(alive), tuple(files), job) if alive or files or job else None

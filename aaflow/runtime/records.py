@@ -3,6 +3,7 @@
 ========================== ===========================================================
 driver.json                who owns the run, where its lease answers; by the driver
 engine.json                the run whose pilot started an engine of its own
+job.json                   the batch job of the run: id, and whether it carries the driver or the engine
 keys/                      CURVE keys of the run (0700, files 0600)
 groups/STAGE.json          how the task group ended; by its keeper
 ranks/STAGE.RANK.json      node, process, shared-memory files; by the rank
@@ -106,6 +107,24 @@ def driver_path(run_folder: str) -> str:
 def engine_path(run_folder: str) -> str:
     """Where a run says that it started an engine of its own."""
     return os.path.join(run_folder, "engine.json")
+
+
+def job_path(run_folder: str) -> str:
+    """Where a run says which batch job is its own."""
+    return os.path.join(run_folder, "job.json")
+
+
+def write_engine_job(run_folder: str, scheduler: str, job: str, *, over: bool = False) -> None:
+    """Say which batch job carries the engine of a run, so that it goes when the driver does; or that it is over."""
+    write(job_path(run_folder), {"carries": "engine", "scheduler": scheduler, "id": job, "over": over})
+
+
+def engine_job(run_folder: str) -> tuple[str, str] | None:
+    """Batch system and id of the job that carries the engine of a run; None where there is none or it is over."""
+    job = read(job_path(run_folder))
+    if job is None or job["carries"] != "engine" or job["over"]:
+        return None
+    return str(job["scheduler"]), str(job["id"])
 
 
 def client_keys_path(run_folder: str) -> str:

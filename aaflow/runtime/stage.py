@@ -163,8 +163,9 @@ class _Progress:
 def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> None:
     """Say why, then end the whole group: the others may wait for this rank in a collective."""
     # Launchers may lose what a rank said just before its group is ended; who reads the record finds this.
+    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     with open(log_path(str(folder.path), stage), "a", encoding="utf-8", errors="backslashreplace") as log:
-        log.write("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        log.write(text)
     place = traceback.extract_tb(error.__traceback__)[-1:]
     record: dict[str, Any] = {
         "stage": stage,
@@ -172,6 +173,7 @@ def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> Non
         "type": type(error).__name__,
         "error": str(error),
         "notes": getattr(error, "__notes__", []),
+        "traceback": text,
         "where": f"{place[0].filename}:{place[0].lineno}" if place else "",
         "lost": [error.stage, error.rank] if isinstance(error, PeerLost) else None,
         "time": time.time(),

@@ -17,9 +17,9 @@ from typing import Any
 import pyarrow as pa
 
 import aaflow
-from aaflow.driver import expected_units
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.operators.operator import Item
+from aaflow.runtime.progress import expected_units
 from aaflow.runtime.runfolder import RunFolder
 from aaflow.runtime.trace import OperatorTrace, busy_seconds
 from aaflow.scheduling.launch import find_launcher

@@ -16,6 +16,8 @@ from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from parsl.providers.base import ExecutionProvider
 
 from aaflow.errors import SiteError
+from aaflow.runtime.keeper import DRIVER_GONE
+from aaflow.runtime.records import write_engine_job
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
 
@@ -28,7 +30,7 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
     Args:
         site: where.
         groups: task groups that run at once: so many workers.
-        folder: for Parsl's own files.
+        folder: for Parsl's own files, in the run folder.
         environment: variables that the engine's processes carry.
 
     Raises:
@@ -41,7 +43,7 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
         label=LABEL,
         address=interface_address(site.interface),
         encrypted=True,
-        provider=_provider(site, environment),
+        provider=_provider(site, environment, str(folder.parent)),
         max_workers_per_node=groups,
         # A worker only starts a group and waits for it; the group's ranks pin themselves to cores of their own.
         cores_per_worker=1e-6,
@@ -76,12 +78,40 @@ _PBS = {"account": "account", "queue": "queue", "walltime": "walltime", "select_
 _ALSO = {"scheduler_options": "scheduler_options"}
 
 
-def _provider(site: Site, environment: Mapping[str, str]) -> ExecutionProvider:
+class _Noted:
+    """Notes its job in the run folder: whoever comes after a driver that was killed finds it and cancels it."""
+
+    scheduler: str
+    run_folder: str
+
+    def submit(self, command: str, tasks_per_node: int, job_name: str = "aaflow") -> str:
+        """See Parsl."""
+        job = str(super().submit(command, tasks_per_node, job_name))  # type: ignore[misc]
+        write_engine_job(self.run_folder, self.scheduler, job)
+        return job
+
+
+class NotedSlurm(_Noted, SlurmProvider):
+    """Slurm's provider."""
+
+    scheduler = "slurm"
+
+
+class NotedPBS(_Noted, PBSProProvider):
+    """PBS's provider."""
+
+    scheduler = "pbs"
+
+
+def _provider(site: Site, environment: Mapping[str, str], run_folder: str) -> ExecutionProvider:
     # A folder for temporary files is one of this node, and a batch job has its own.
     told = {name: value for name, value in environment.items() if site.scheduler == "local" or name != "TMPDIR"}
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
+    init = str(site.provider.get("worker_init", ""))
+    if site.scheduler != "local":
+        init = f"{init}\n{_end_without_driver(run_folder)}\n"
     common: dict[str, Any] = {
-        "worker_init": exports + str(site.provider.get("worker_init", "")),
+        "worker_init": exports + init,
         "launcher": SimpleLauncher(),
         "init_blocks": 1,
         "min_blocks": 1,
@@ -91,13 +121,22 @@ def _provider(site: Site, environment: Mapping[str, str]) -> ExecutionProvider:
         return cast("ExecutionProvider", LocalProvider(**common))
     if site.scheduler == "slurm":
         given = _renamed(site.provider, {**_SLURM, **_ALSO})
-        return cast("ExecutionProvider", SlurmProvider(nodes_per_block=site.nodes, exclusive=True, **common, **given))
+        slurm = NotedSlurm(nodes_per_block=site.nodes, exclusive=True, **common, **given)
+        slurm.run_folder = run_folder
+        return cast("ExecutionProvider", slurm)
     if site.scheduler == "pbs":
         given = _renamed(site.provider, {**_PBS, **_ALSO})
         cores = max(site.node.cores) + 1
-        made = PBSProProvider(nodes_per_block=site.nodes, cpus_per_node=cores, **common, **given)
-        return cast("ExecutionProvider", made)
+        pbs = NotedPBS(nodes_per_block=site.nodes, cpus_per_node=cores, **common, **given)
+        pbs.run_folder = run_folder
+        return cast("ExecutionProvider", pbs)
     raise SiteError(f"site {site.name!r}: pilot 'parsl' has no provider for scheduler {site.scheduler!r}")
+
+
+def _end_without_driver(run_folder: str) -> str:
+    """A line of a job's script that ends it, where its driver died while it waited; the job does not wait for it."""
+    asks = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job"])
+    return f"({asks}; [ $? -ne {DRIVER_GONE} ] || kill -TERM $$) &"
 
 
 def _renamed(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from parsl.executors.status_handling import BlockProviderExecutor
 
 from aaflow.errors import JobEnded, PilotError
 from aaflow.runtime.lease import RunLease
+from aaflow.runtime.records import engine_job, write_engine_job
+from aaflow.scheduling.batch import Job, ask
 from aaflow.scheduling.placement import Placement
 from aaflow_parsl.config import LABEL, engine_config
-from aaflow_parsl.jobs import Job, ask
 from aaflow_parsl.tasks import run_stage
 
 #: Seconds that a question to an interchange may take; Parsl itself waits for ever for one that died.
@@ -50,6 +51,7 @@ class ParslPilot:
         self._labels = list(executors) if executors is not None else None
         self._kernel: DataFlowKernel | None = data_flow_kernel
         self._scheduler = "local"
+        self._run_folder = ""
         self._job: Job | None = None
         self._asked = 0.0
 
@@ -65,7 +67,7 @@ class ParslPilot:
             folder.mkdir(mode=0o700)
             config = engine_config(placement.site, groups=groups, folder=folder, environment=lease.keep_engine())
             self._kernel = start_engine(config)
-            self._scheduler = placement.site.scheduler
+            self._scheduler, self._run_folder = placement.site.scheduler, lease.run_folder
             limit_waiting(own_executor(self._kernel))
             self._labels = [LABEL]
             return
@@ -123,6 +125,8 @@ class ParslPilot:
         if self._given is None and self._kernel is not None:
             end_engine(self._kernel)
             self._kernel = None
+            if (job := engine_job(self._run_folder)) is not None:
+                write_engine_job(self._run_folder, *job, over=True)
 
 
 def start_engine(config: Config) -> DataFlowKernel:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aaflow
-from aaflow.cli import main as command
+from aaflow.cli.output import exit_code
 from aaflow.errors import (
     AaflowError,
     EmbedderMismatch,
@@ -19,6 +19,7 @@ from aaflow.errors import (
     InputError,
     PilotError,
     PlacementError,
+    RunCancelled,
     SiteError,
     StageError,
     WorkflowError,
@@ -30,14 +31,14 @@ Cli = Callable[..., Any]
 @pytest.mark.parametrize(
     ("errors", "code"),
     [
-        ([AaflowError("x"), PilotError("x"), StageError("x", stage="s"), ValueError("x")], 1),
-        ([InputError("x"), WorkflowError("x"), PlacementError("x"), SiteError("x")], 2),
-        ([EmbedderMismatch("x"), IndexCorrupt("x"), IndexLocked("x"), IndexMissing("x")], 3),
-        ([KeyboardInterrupt()], 130),
+        ([AaflowError, PilotError, StageError, ValueError], 1),
+        ([InputError, WorkflowError, PlacementError, SiteError], 2),
+        ([EmbedderMismatch, IndexCorrupt, IndexLocked, IndexMissing], 3),
+        ([KeyboardInterrupt, RunCancelled], 130),
     ],
 )
-def test_every_kind_of_error_has_its_exit_code(errors: list[BaseException], code: int) -> None:
-    assert [command.exit_code(error) for error in errors] == [code] * len(errors)
+def test_every_kind_of_error_has_its_exit_code(errors: list[type[BaseException]], code: int) -> None:
+    assert [exit_code(error) for error in errors] == [code] * len(errors)
 
 
 def test_the_version_is_the_distributions(cli: Cli) -> None:
@@ -47,7 +48,21 @@ def test_the_version_is_the_distributions(cli: Cli) -> None:
 def test_help_names_every_command(cli: Cli) -> None:
     shown = cli("--help")
     assert shown.code == 0
-    for name in ("ingest", "query", "ask", "plan", "run", "sites", "index", "trace", "doctor"):
+    for name in (
+        "ingest",
+        "query",
+        "ask",
+        "plan",
+        "run",
+        "status",
+        "attach",
+        "logs",
+        "cancel",
+        "sites",
+        "index",
+        "trace",
+        "doctor",
+    ):
         assert name in shown.out
 
 

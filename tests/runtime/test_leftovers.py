@@ -126,3 +126,24 @@ def test_a_process_is_killed_by_identity_not_by_pid(process: subprocess.Popen[by
     processes.kill(own)
     assert process.wait(timeout=2) == -9
     processes.kill(own)
+
+
+def test_the_job_of_an_engine_whose_driver_died_is_cancelled(
+    tmp_path: Path, dead: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scancel = tmp_path / "scancel"
+    scancel.write_text(f"#!/bin/sh\ntest ! -e {tmp_path}/busy && echo $@ >{tmp_path}/cancelled\n")
+    scancel.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    runs = tmp_path / "runs"
+    folder = record_run(runs, "lost-1", dead, [])
+    records.write(records.engine_path(folder), {"run": "lost-1", "temporary": str(tmp_path / "tmp"), "since": 0})
+    records.write_engine_job(folder, "slurm", "12")
+    (tmp_path / "busy").touch()
+    (found,) = find_leftovers(str(runs))
+    assert found.job == ("slurm", "12")
+    assert remove(found) == ("batch job 12",)
+    (tmp_path / "busy").unlink()
+    assert remove(found) == ()
+    assert (tmp_path / "cancelled").read_text() == "12\n"
+    assert find_leftovers(str(runs)) == []

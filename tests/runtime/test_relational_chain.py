@@ -14,11 +14,11 @@ import pytest
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.plan import Plan
 from aaflow.dataplane.communicator import SerialCommunicator
-from aaflow.driver import expected_units
 from aaflow.errors import EmbedderMismatch
 from aaflow.index import IndexSpec, Stage, Writer, open_index
 from aaflow.runtime.chain import RankContext, chain_of
 from aaflow.runtime.engine import run_chain
+from aaflow.runtime.progress import expected_units
 from aaflow.runtime.trace import OperatorTrace
 from aaflow.scheduling.site import Node, Site
 from aaflow.workflow import Stream, Workflow
