@@ -153,6 +153,7 @@ def test_a_run_whose_driver_died_is_over_and_its_job_leaves_the_queue(
 ) -> None:
     cancelled = slurm("JobId=9 JobState=PENDING Reason=Priority Partition=batch")
     run = make(tmp_path / "1", driver=driver(dead))
+    records.write(records.engine_path(str(run)), {"run": "1", "temporary": str(tmp_path / "tmp"), "since": 0})
     records.write_engine_job(str(run), "slurm", "9")
     assert runs.cancel(run) == []
     assert cancelled.read_text().split() == ["9"]
