@@ -20,18 +20,20 @@ from pathlib import Path
 from types import FrameType
 
 from aaflow.driver import RunResult, carry_out, prepare, told_end
-from aaflow.errors import JobEnded, PilotError, RunCancelled, RunError, StageError
+from aaflow.errors import AaflowError, JobEnded, PilotError, RunError, StageError
 from aaflow.pilot import find_pilot, import_folders
 from aaflow.runtime import processes, records
 from aaflow.runtime.progress import committed_units, require_progress, require_units
 from aaflow.runtime.runfolder import RunFolder
-from aaflow.runtime.runs import look, tell_end
+from aaflow.runtime.runs import cancelled, look, tell_end
 from aaflow.scheduling import batch
 from aaflow.scheduling.placement import Placement
 from aaflow.scheduling.site import Site
 
 #: A job that is asked to end this near to its walltime, in seconds, has reached it.
 NEAR_SECONDS = 5
+#: Seconds that a batch system may take to say why it ends a job: it kills what is left soon after.
+WHY_SECONDS = 5.0
 
 
 def detach(
@@ -77,10 +79,10 @@ def drive(path: Path) -> RunResult:
     order = folder.read_json("order.json") or {}
     job = batch.own_job() if placement.site.scheduler != "local" else None
     if job is not None:
-        _note_job(folder, *job)
+        records.note_driver_job(str(path), *job)
     with told_end(folder):
-        if (folder.path / "cancel.json").exists():
-            raise RunCancelled(f"it was cancelled before it began; run folder: {path}")
+        if (unwanted := cancelled(path)) is not None:
+            raise unwanted
         _require_reason(placement, folder)
         folder.write_json("order.json", {**order, "units": committed_units(placement.plan)})
         within = dataclasses.replace(placement, site=inside(placement.site))
@@ -101,21 +103,16 @@ def _submit(placement: Placement, folder: RunFolder, pilot: str, *, until_done: 
     """
     folder.write_json("order.json", {"pilot": pilot, "until_done": until_done})
     command = [sys.executable, "-m", "aaflow.cli.main", "drive", str(folder.path)]
+    paths = os.pathsep.join(import_folders())
+    environment = {"PYTHONPATH": paths} if paths else {}
     log, site = folder.logs / "driver.out", placement.site
     if site.scheduler == "local":
-        with log.open("ab") as output:
-            driver = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-        found = processes.find_process(driver.pid) or processes.Process(driver.pid, 0)
-        identity = {**dataclasses.asdict(processes.this_node()), **dataclasses.asdict(found)}
-        records.write(records.job_path(str(folder.path)), {"carries": "driver", "scheduler": "local", **identity})
+        _start_in_background(folder, command, environment, log)
         return
-    paths = os.pathsep.join(import_folders())
     script = folder.path / "job.sh"
     text = batch.job_script(
         site, name=f"aaflow-{folder.path.name}" if site.scheduler == "slurm" else "aaflow", log=str(log),
-        folder=os.getcwd(), environment={"PYTHONPATH": paths} if paths else {}, command=command,
+        folder=os.getcwd(), environment=environment, command=command,
     )  # fmt: skip
     script.write_text(text, encoding="utf-8", errors="surrogateescape")
     script.chmod(0o700)
@@ -124,12 +121,19 @@ def _submit(placement: Placement, folder: RunFolder, pilot: str, *, until_done: 
     except BaseException as error:
         tell_end(str(folder.path), error)
         raise
-    _note_job(folder, site.scheduler, job)
+    # The job, which may have begun by now, says the same.
+    records.note_driver_job(str(folder.path), site.scheduler, job)
 
 
-def _note_job(folder: RunFolder, scheduler: str, job: str) -> None:
-    """Say in the run folder which job carries the driver; who submits and who runs it may come first."""
-    records.write(records.job_path(str(folder.path)), {"carries": "driver", "scheduler": scheduler, "id": job})
+def _start_in_background(folder: RunFolder, command: list[str], environment: dict[str, str], log: Path) -> None:
+    with log.open("ab") as output:
+        driver = subprocess.Popen(
+            command, env={**os.environ, **environment}, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+            start_new_session=True,
+        )  # fmt: skip
+    process = processes.find_process(driver.pid) or processes.Process(driver.pid, 0)  # it is over already
+    identity = {**dataclasses.asdict(processes.this_node()), **dataclasses.asdict(process)}
+    records.note_driver_process(str(folder.path), identity)
 
 
 def _require_reason(placement: Placement, folder: RunFolder) -> None:
@@ -142,18 +146,14 @@ def _require_reason(placement: Placement, folder: RunFolder) -> None:
         return
     before = RunFolder(folder.path.parent / link["run"])
     state = look(before.path)
-    if not state.over or (state.state == "cut short" and not (before.path / "ended.json").exists()):
-        # It was killed before it could say anything. The batch system may know why, or has forgotten it.
-        job = batch.ask(*_job_of(before)) if state.job else None
-        if job is not None and not job.walltime and "no longer knows" not in job.words:
-            raise RunError(f"run {before.path.name} is not gone on with: {job.words}")
-        words = job.words if job is not None else state.words
-        tell_end(str(before.path), JobEnded(words, job=state.job or "", walltime=True))
-        state = look(before.path)
-    if state.state != "cut short":
+    if state.over and state.state != "cut short":
         raise RunError(f"run {before.path.name} is not gone on with: it is {state.state} {state.words}".rstrip())
+    # This job began with the end of the one before, whatever a batch system that is slow to answer says of that.
+    words = state.words if state.over else f"job {state.job} is over"
+    if not (before.path / "ended.json").exists():  # it was killed before it could say anything
+        tell_end(str(before.path), JobEnded(words, job=state.job or "", walltime=True))
     began_with = (before.read_json("order.json") or {}).get("units", 0)
-    require_progress(placement.plan, began_with, f"run {before.path.name}: {state.words}")
+    require_progress(placement.plan, began_with, f"run {before.path.name}: {words}")
 
 
 def _job_of(folder: RunFolder) -> tuple[str, str]:
@@ -182,6 +182,8 @@ def _followed(
 
 def _drop(folder: RunFolder, following: RunFolder) -> None:
     """Cancel the job that would have gone on with a run; where that fails it finds out by itself."""
+    if (following.path / "ended.json").exists():  # whoever cancelled this run has cancelled that one
+        return
     if batch.cancel(*_job_of(following)):
         (folder.path / "next.json").unlink(missing_ok=True)
         shutil.rmtree(following.path, ignore_errors=True)
@@ -213,9 +215,11 @@ def _ended_by_batch_system(folder: RunFolder, job: tuple[str, str] | None, site:
         signal.signal(signal.SIGTERM, before)
 
 
-def _why_ended(job: tuple[str, str], site: Site, folder: RunFolder) -> JobEnded:
-    """The error of a job that gets SIGTERM: the batch system's words, else what its age says."""
-    found = batch.ask(*job)
+def _why_ended(job: tuple[str, str], site: Site, folder: RunFolder) -> AaflowError:
+    """The error of a job that gets SIGTERM: what a person or the batch system says, else its age."""
+    if (unwanted := cancelled(folder.path)) is not None:
+        return unwanted
+    found = batch.ask(*job, seconds=WHY_SECONDS)
     rest = f"; what was committed counts, and a rerun goes on from it; run folder: {folder.path}"
     if found is not None and found.state == "ended":
         return JobEnded(found.words + rest, job=job[1], walltime=found.walltime)

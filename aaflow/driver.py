@@ -17,16 +17,17 @@ import pyarrow.ipc
 from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.plan import Plan
 from aaflow.dataplane.edge import write_edge_keys
-from aaflow.errors import AaflowError, InputError, JobEnded, PilotError, RunCancelled, RunError, StageError
+from aaflow.errors import AaflowError, InputError, JobEnded, PilotError, RunError, StageError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.pilot import Pilot, find_pilot, write_launch_orders
+from aaflow.runtime import processes, records
 from aaflow.runtime.ending import blames_neighbour, first_loss
 from aaflow.runtime.lease import RunLease
 from aaflow.runtime.leftovers import find_leftovers
 from aaflow.runtime.leftovers import remove as remove_leftover
 from aaflow.runtime.progress import committed_units, expected_units, require_progress, require_units
 from aaflow.runtime.runfolder import RunFolder
-from aaflow.runtime.runs import tell_end
+from aaflow.runtime.runs import cancelled, tell_end
 from aaflow.runtime.trace import logical_digest, read_trace
 from aaflow.scheduling.environment import require_backends
 from aaflow.scheduling.interface import interface_address
@@ -171,6 +172,7 @@ def prepare(
     """
     runs = Path(run_folder or placement.site.run_folder).expanduser().absolute()
     folder = RunFolder.create(runs, placement.plan.digest)
+    records.note_driver_process(str(folder.path), processes.identity())
     placement.save(folder.path)
     write_launch_orders(placement, folder.path)
     if len(placement.plan.stages) > 1:
@@ -261,8 +263,8 @@ def _wait(
     while waiting:
         open_futures = [tasks[name] for name in waiting] + [told[name] for name in waiting if not told[name].done()]
         wait(open_futures, timeout=LOOK_SECONDS, return_when=FIRST_COMPLETED)
-        if (asked := folder.read_json("cancel.json")) is not None:
-            raise RunCancelled(f"{asked['by']} cancelled the run; run folder: {folder.path}")
+        if (unwanted := cancelled(folder.path)) is not None:
+            raise unwanted
         state = pilot.status()
         if state != said:
             folder.write_json("status.json", {"pilot": state})

@@ -11,10 +11,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from aaflow.compiler.plan import Plan
 from aaflow.driver import Progress as ProgressCallback
-from aaflow.runtime import records
+from aaflow.runtime import records, runs
 from aaflow.runtime.progress import stage_progress
 from aaflow.runtime.runfolder import RunFolder
-from aaflow.runtime.runs import look
 
 #: Anything shorter than this shows no bar, in seconds.
 PATIENCE = 2.0
@@ -88,7 +87,7 @@ class _Said:
 def _pilot(folder: RunFolder) -> str:
     """What a run's groups wait for or run on: its driver says so; where the driver is in a job, the batch system."""
     said = str((folder.read_json("status.json") or {}).get("pilot", ""))
-    return said or (look(folder.path).words if (folder.path / "order.json").exists() else "")
+    return said or (runs.look(folder.path).words if (folder.path / "order.json").exists() else "")
 
 
 def rows_per_second(rows: int, seconds: float | None) -> str:

@@ -69,9 +69,9 @@ def cancel_engine_job(run_folder: str) -> bool:
 
     if not batch.cancel(*job):
         found = batch.ask(*job)
-        if found is None or found.state != "ended":
+        if found is None or not found.over:
             return False
-    records.write_engine_job(run_folder, *job, over=True)
+    records.note_engine_job(run_folder, *job, over=True)
     return True
 
 

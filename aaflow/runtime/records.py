@@ -3,7 +3,8 @@
 ========================== ===========================================================
 driver.json                who owns the run, where its lease answers; by the driver
 engine.json                the run whose pilot started an engine of its own
-job.json                   the batch job of the run: id, and whether it carries the driver or the engine
+job.json                   the batch job of the run, and whether it carries the driver or the engine; or the process
+                           that is to be the driver
 keys/                      CURVE keys of the run (0700, files 0600)
 groups/STAGE.json          how the task group ended; by its keeper
 ranks/STAGE.RANK.json      node, process, shared-memory files; by the rank
@@ -19,6 +20,7 @@ import glob
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_+-]*")
@@ -114,7 +116,17 @@ def job_path(run_folder: str) -> str:
     return os.path.join(run_folder, "job.json")
 
 
-def write_engine_job(run_folder: str, scheduler: str, job: str, *, over: bool = False) -> None:
+def note_driver_process(run_folder: str, identity: Mapping[str, Any]) -> None:
+    """Say which process is, or is about to be, the driver of a run: who looks at it knows when none will come."""
+    write(job_path(run_folder), {"carries": "driver", "scheduler": "local", **identity})
+
+
+def note_driver_job(run_folder: str, scheduler: str, job: str) -> None:
+    """Say which batch job carries the driver of a run."""
+    write(job_path(run_folder), {"carries": "driver", "scheduler": scheduler, "id": job})
+
+
+def note_engine_job(run_folder: str, scheduler: str, job: str, *, over: bool = False) -> None:
     """Say which batch job carries the engine of a run, so that it goes when the driver does; or that it is over."""
     write(job_path(run_folder), {"carries": "engine", "scheduler": scheduler, "id": job, "over": over})
 

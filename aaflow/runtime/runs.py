@@ -19,8 +19,8 @@ from aaflow.scheduling import batch
 
 #: Seconds for which an answer of a batch system holds.
 ANSWER_HOLDS = 5.0
-#: Seconds within which a driver that was asked to end its run has done so.
-CANCEL_SECONDS = 30.0
+#: Seconds within which a driver that was asked to end its run has done so, and a batch system has ended a job.
+CANCEL_SECONDS = 40.0
 OVER = ("done", "failed", "cancelled", "cut short")
 
 _answers: dict[tuple[str, str], tuple[float, batch.Job | None]] = {}
@@ -33,7 +33,7 @@ class RunState:
     Attributes:
         folder: its run folder, whose name is the run's.
         state: ``waiting`` (in a queue, or for its first rank), ``running``, ``done``, ``failed``, ``cancelled`` or
-            ``cut short`` (by its walltime, or its driver died).
+            ``cut short`` (by its walltime, or its driver died and nobody knows why).
         words: what it waits for, runs on or ended with.
         error: class name of the error that it ended with; None where there is none.
         began: when its driver began, in seconds since 1970; None before that.
@@ -71,6 +71,12 @@ def tell_end(run_folder: str, error: BaseException | None) -> None:
     words = "" if error is None else str(error) or "interrupted"
     kind = None if error is None else type(error).__name__
     records.write(f"{run_folder}/ended.json", {"state": state, "words": words, "error": kind, "time": time.time()})
+
+
+def cancelled(run_folder: str | Path) -> RunCancelled | None:
+    """The error of a run that a person cancelled; None where nobody did."""
+    asked = records.read(f"{run_folder}/cancel.json")
+    return RunCancelled(f"{asked['by']} cancelled the run; run folder: {run_folder}") if asked is not None else None
 
 
 def find_runs(runs_folder: Path) -> list[Path]:
@@ -165,21 +171,24 @@ def _submitted(known: RunState, job: dict[str, Any]) -> RunState | None:
     if answer is None:
         asked = f"{batch.NAMES[job['scheduler']]} does not say where job {job['id']} is"
         return dataclasses.replace(known, state="waiting", words=asked)
-    if answer.state in ("ended", "ending"):
+    if answer.over or answer.state == "ending":
         return None
     return dataclasses.replace(known, state="waiting", words=answer.words)
 
 
 def _lost(known: RunState, driver: dict[str, Any] | None, job: dict[str, Any]) -> RunState:
     """The state of a run whose driver is gone without a word."""
-    words = "its driver ended before it began; see logs/driver.out in the run folder"
-    if driver is not None:
-        words = f"its driver (pid {driver['pid']} on {driver['host']}) died"
-    state = dataclasses.replace(known, state="cut short", words=words, error="RunError", seconds=None)
+    log = known.folder / "logs" / "driver.out"
+    see = f"; see {log}" if driver is None and log.exists() else ""
+    words = f"its driver (pid {driver['pid']} on {driver['host']}) died" if driver is not None else "its driver died"
+    state = dataclasses.replace(known, state="cut short", words=words + see, error="RunError", seconds=None)
     if job.get("carries") != "driver" or job["scheduler"] == "local":
         return state
     answer = _ask(job["scheduler"], job["id"])
-    return dataclasses.replace(state, words=answer.words, error="JobEnded") if answer is not None else state
+    if answer is None:
+        return state
+    end = "cut short" if answer.walltime or answer.state == "forgotten" else "failed"
+    return dataclasses.replace(state, state=end, words=answer.words + see, error="JobEnded")
 
 
 def _ask(scheduler: str, job: str) -> batch.Job | None:
@@ -198,39 +207,38 @@ def cancel(folder: Path) -> list[RunState]:
         The states of those that were not over yet, as they are now.
 
     Raises:
-        RunError: its driver does not end it.
+        RunError: its driver does not end it, and its batch system doesn't either.
     """
     by = f"{getpass.getuser()} on {processes.this_node().host}"
+    # The last one first: else it would begin with the end of the one before.
     open_runs = [run for run in reversed(chain(folder)) if not look(run).over]
     for run in open_runs:
         records.write(f"{run}/cancel.json", {"by": by})
-        if not (run / "driver.json").exists():
-            _cancel_submitted(run, by)
-    deadline = time.monotonic() + CANCEL_SECONDS
-    while waiting := [run for run in open_runs if run.is_dir() and not look(run).over]:
-        if time.monotonic() > deadline:
-            _cancel_job(waiting[0])
-            raise RunError(
-                f"run {waiting[0]} has not ended {CANCEL_SECONDS:g} s after it was asked to: {look(waiting[0]).words}"
-            )
-        time.sleep(0.2)
+        if not (run / "driver.json").exists() and _cancel_job(run):
+            tell_end(str(run), RunCancelled(f"{by} cancelled the run before it began"))
+    if not _wait_for_end(open_runs):
+        for run in open_runs:
+            _cancel_job(run)
+        if not _wait_for_end(open_runs):
+            words = "; ".join(f"run {run}: {look(run).words}" for run in open_runs if not look(run).over)
+            raise RunError(f"not ended {2 * CANCEL_SECONDS:g} s after it was asked to: {words}")
     for leftover in find_leftovers(str(folder.parent)):
         if Path(leftover.run_folder) in chain(folder):
             remove(leftover)
     return [look(run) for run in reversed(open_runs) if run.is_dir()]
 
 
-def _cancel_submitted(run: Path, by: str) -> None:
-    """Cancel a run whose driver has not begun; one that begins now finds that it was cancelled."""
+def _cancel_job(run: Path) -> bool:
+    """Cancel the batch job of a run; whether there was one that the batch system could cancel."""
     job = records.read(records.job_path(str(run)))
-    if job is None:
-        return
-    if job["scheduler"] != "local" and batch.cancel(job["scheduler"], job["id"]):
-        tell_end(str(run), RunCancelled(f"{by} cancelled the run before its job began"))
+    return job is not None and job["scheduler"] != "local" and batch.cancel(job["scheduler"], job["id"])
 
 
-def _cancel_job(run: Path) -> None:
-    """Leave the end of a run whose driver does not answer to the batch system."""
-    job = records.read(records.job_path(str(run)))
-    if job is not None and job["scheduler"] != "local":
-        batch.cancel(job["scheduler"], job["id"])
+def _wait_for_end(runs: list[Path]) -> bool:
+    """Wait for the end of runs, of which one that was to go on with another may vanish; whether it came."""
+    deadline = time.monotonic() + CANCEL_SECONDS
+    while any(run.is_dir() and not look(run).over for run in runs):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.2)
+    return True

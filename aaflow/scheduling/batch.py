@@ -33,7 +33,8 @@ class Job:
 
     Attributes:
         id: what the batch system calls it.
-        state: ``waiting``, ``running``, ``ending`` (it is over; why is told in a moment) or ``ended``.
+        state: ``waiting``, ``running``, ``ending`` (why is told in a moment), ``ended``, or ``forgotten``: it is over,
+            and nobody says how it ended.
         words: a sentence for a person, without its full stop.
         walltime: whether it ended because its walltime was over.
     """
@@ -42,6 +43,11 @@ class Job:
     state: str
     words: str
     walltime: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will become of it."""
+        return self.state in ("ended", "forgotten")
 
 
 def job_script(
@@ -168,26 +174,34 @@ def seconds_of(walltime: str) -> int:
     return (hours * 60 + minutes) * 60 + seconds
 
 
-def ask(scheduler: str, job: str) -> Job | None:
-    """What ``slurm`` or ``pbs`` says of a job now; None where it doesn't answer."""
+def ask(scheduler: str, job: str, *, seconds: float = ANSWER_SECONDS) -> Job | None:
+    """What ``slurm`` or ``pbs`` says of a job now; None where it doesn't answer within ``seconds``."""
     command, read = _SCHEDULERS[scheduler]
     try:
-        done = _call([*command, job])
+        done = _call([*command, job], seconds=seconds)
+        if done.returncode == 0:
+            return read(job, done.stdout)
+        if not re.search(r"invalid job id|unknown job id", done.stderr, re.IGNORECASE):
+            return None
+        # Slurm's controller forgets a job some minutes after its end; where a site keeps accounts, they know.
+        if scheduler == "slurm" and (kept := _call([*_SACCT, job], seconds=seconds)).returncode == 0:
+            return read_sacct(job, kept.stdout) or _forgotten(scheduler, job)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    if done.returncode == 0:
-        return read(job, done.stdout)
-    if re.search(r"invalid job id|unknown job id", done.stderr, re.IGNORECASE):
-        name = f"{NAMES[scheduler]} job {job}"
-        return Job(job, "ended", f"{name} is over, and {NAMES[scheduler]} no longer knows how it ended")
-    return None
+    return _forgotten(scheduler, job)
 
 
-def _call(command: Sequence[str], environment: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def _forgotten(scheduler: str, job: str) -> Job:
+    name = NAMES[scheduler]
+    return Job(job, "forgotten", f"{name} job {job} is over, and {name} no longer knows how it ended")
+
+
+def _call(
+    command: Sequence[str], environment: Mapping[str, str] | None = None, *, seconds: float = ANSWER_SECONDS
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_SECONDS,
-        check=False,
-    )  # fmt: skip
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds, check=False
+    )
 
 
 def read_slurm(job: str, said: str) -> Job | None:
@@ -208,16 +222,28 @@ def read_slurm(job: str, said: str) -> Job | None:
         return Job(job, "ending", f"{name} was ended")
     if state == "RUNNING":
         return Job(job, "running", f"{name} runs on {fields.get('NodeList', '?')}")
+    return _slurm_end(job, state, fields.get("TimeLimit", "?"), fields.get("ExitCode", "?"))
+
+
+def read_sacct(job: str, said: str) -> Job | None:
+    """The job that is over in the answer of ``sacct``: state, time limit and exit code with bars between them."""
+    state, *rest = said.strip().split("|")
+    if len(rest) != 2 or state in ("", "PENDING", "RUNNING"):
+        return None
+    return _slurm_end(job, state.split()[0], *rest)  # of one that was cancelled it also says by whom
+
+
+def _slurm_end(job: str, state: str, limit: str, code: str) -> Job:
     how = {
-        "TIMEOUT": f"reached its walltime of {fields.get('TimeLimit', '?')}",
+        "TIMEOUT": f"reached its walltime of {limit}",
         "DEADLINE": "reached its deadline",
         "CANCELLED": "was cancelled",
         "PREEMPTED": "was preempted",
         "NODE_FAIL": "lost a node",
         "BOOT_FAIL": "could not boot its nodes",
         "OUT_OF_MEMORY": "ran out of memory",
-    }.get(state, f"ended ({state}, exit code {fields.get('ExitCode', '?')})")
-    return Job(job, "ended", f"{name} {how}", walltime=state == "TIMEOUT")
+    }.get(state, f"ended ({state}, exit code {code})")
+    return Job(job, "ended", f"Slurm job {job} {how}", walltime=state == "TIMEOUT")
 
 
 def read_pbs(job: str, said: str) -> Job | None:
@@ -245,3 +271,4 @@ _SCHEDULERS: Mapping[str, tuple[list[str], Callable[[str, str], Job | None]]] = 
     "slurm": (["scontrol", "show", "job", "--oneliner"], read_slurm),
     "pbs": (["qstat", "-x", "-f", "-F", "json"], read_pbs),
 }
+_SACCT = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=State,Timelimit,ExitCode", "--jobs"]

@@ -17,7 +17,7 @@ from parsl.providers.base import ExecutionProvider
 
 from aaflow.errors import SiteError
 from aaflow.runtime.keeper import DRIVER_GONE
-from aaflow.runtime.records import write_engine_job
+from aaflow.runtime.records import note_engine_job
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
 
@@ -87,7 +87,7 @@ class _Noted:
     def submit(self, command: str, tasks_per_node: int, job_name: str = "aaflow") -> str:
         """See Parsl."""
         job = str(super().submit(command, tasks_per_node, job_name))  # type: ignore[misc]
-        write_engine_job(self.run_folder, self.scheduler, job)
+        note_engine_job(self.run_folder, self.scheduler, job)
         return job
 
 

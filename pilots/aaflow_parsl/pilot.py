@@ -21,7 +21,7 @@ from parsl.executors.status_handling import BlockProviderExecutor
 
 from aaflow.errors import JobEnded, PilotError
 from aaflow.runtime.lease import RunLease
-from aaflow.runtime.records import engine_job, write_engine_job
+from aaflow.runtime.records import engine_job, note_engine_job
 from aaflow.scheduling.batch import Job, ask
 from aaflow.scheduling.placement import Placement
 from aaflow_parsl.config import LABEL, engine_config
@@ -113,7 +113,7 @@ class ParslPilot:
                     raise JobEnded(self._job.words, job=job, walltime=False)
                 time.sleep(0.5)
                 self._job = ask(self._scheduler, job) or self._job
-            if self._job is not None and self._job.state == "ended":
+            if self._job is not None and self._job.over:
                 raise JobEnded(self._job.words, job=job, walltime=self._job.walltime)
 
     def status(self) -> str:
@@ -126,7 +126,7 @@ class ParslPilot:
             end_engine(self._kernel)
             self._kernel = None
             if (job := engine_job(self._run_folder)) is not None:
-                write_engine_job(self._run_folder, *job, over=True)
+                note_engine_job(self._run_folder, *job, over=True)
 
 
 def start_engine(config: Config) -> DataFlowKernel:

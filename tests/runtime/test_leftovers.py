@@ -138,7 +138,7 @@ def test_the_job_of_an_engine_whose_driver_died_is_cancelled(
     runs = tmp_path / "runs"
     folder = record_run(runs, "lost-1", dead, [])
     records.write(records.engine_path(folder), {"run": "lost-1", "temporary": str(tmp_path / "tmp"), "since": 0})
-    records.write_engine_job(folder, "slurm", "12")
+    records.note_engine_job(folder, "slurm", "12")
     (tmp_path / "busy").touch()
     (found,) = find_leftovers(str(runs))
     assert found.job == ("slurm", "12")

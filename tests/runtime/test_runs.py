@@ -114,6 +114,26 @@ def test_of_a_detached_run_the_batch_system_is_asked(tmp_path: Path, slurm: Call
         assert found.error == "JobEnded"
 
 
+def test_a_job_that_ended_otherwise_than_by_its_walltime_has_failed(tmp_path: Path, slurm: Callable[..., Path]) -> None:
+    slurm("JobId=7 JobState=FAILED Reason=NonZeroExitCode ExitCode=1:0")
+    began = make(tmp_path / "1", job=JOB, driver=driver(ELSEWHERE))
+    assert runs.look(began).state == "failed"
+    unready = make(tmp_path / "2", job=JOB)
+    (unready / "logs").mkdir()
+    (unready / "logs" / "driver.out").write_text("module: command not found\n")
+    found = runs.look(unready)
+    assert found.state == "failed"
+    assert found.words == f"Slurm job 7 ended (FAILED, exit code 1:0); see {unready}/logs/driver.out"
+
+
+def test_a_run_whose_driver_died_before_it_began_waits_for_nothing(tmp_path: Path, dead: dict[str, Any]) -> None:
+    run = make(tmp_path / "1")
+    records.note_driver_process(str(run), processes.identity())
+    assert (runs.look(run).state, runs.look(run).words) == ("waiting", "its driver begins")
+    records.note_driver_process(str(run), dead)
+    assert (runs.look(run).state, runs.look(run).words) == ("cut short", "its driver died")
+
+
 def test_a_run_is_found_by_name_by_path_or_as_the_last_that_a_person_began(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no run in"):
         runs.find_run(None, tmp_path / "missing")
@@ -154,7 +174,7 @@ def test_a_run_whose_driver_died_is_over_and_its_job_leaves_the_queue(
     cancelled = slurm("JobId=9 JobState=PENDING Reason=Priority Partition=batch")
     run = make(tmp_path / "1", driver=driver(dead))
     records.write(records.engine_path(str(run)), {"run": "1", "temporary": str(tmp_path / "tmp"), "since": 0})
-    records.write_engine_job(str(run), "slurm", "9")
+    records.note_engine_job(str(run), "slurm", "9")
     assert runs.cancel(run) == []
     assert cancelled.read_text().split() == ["9"]
     assert records.engine_job(str(run)) is None

@@ -12,7 +12,7 @@ import pytest
 
 from aaflow.errors import PilotError, SiteError
 from aaflow.scheduling import batch
-from aaflow.scheduling.batch import Job, job_script, read_pbs, read_slurm
+from aaflow.scheduling.batch import Job, job_script, read_pbs, read_sacct, read_slurm
 from aaflow.scheduling.site import Node, Site
 
 SITE = Site(
@@ -123,7 +123,13 @@ def test_a_refused_job_is_an_error_with_the_words_of_the_batch_system(
 def test_a_job_that_a_batch_system_has_forgotten_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     invalid = "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1"
     command(tmp_path, "scontrol", invalid, monkeypatch)
-    assert batch.ask("slurm", "9") == Job("9", "ended", "Slurm job 9 is over, and Slurm no longer knows how it ended")
+    command(tmp_path, "sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1", monkeypatch)
+    forgotten = batch.ask("slurm", "9")
+    assert forgotten == Job("9", "forgotten", "Slurm job 9 is over, and Slurm no longer knows how it ended")
+    assert forgotten is not None
+    assert forgotten.over
+    command(tmp_path, "sacct", "echo 'TIMEOUT|01:00:00|0:0'", monkeypatch)
+    assert batch.ask("slurm", "9") == Job("9", "ended", "Slurm job 9 reached its walltime of 01:00:00", True)
     command(tmp_path, "scontrol", "echo 'Unable to contact slurm controller' >&2; exit 1", monkeypatch)
     assert batch.ask("slurm", "9") is None
 
@@ -159,6 +165,20 @@ SLURM = (
 )
 def test_slurm(state: str, reason: str, start: str, job: Job) -> None:
     assert read_slurm("12", SLURM.format(state=state, reason=reason, start=start)) == job
+
+
+@pytest.mark.parametrize(
+    ("said", "job"),
+    [
+        ("TIMEOUT|00:01:00|0:0\n", Job("12", "ended", "Slurm job 12 reached its walltime of 00:01:00", True)),
+        ("CANCELLED by 1000|00:01:00|0:0\n", Job("12", "ended", "Slurm job 12 was cancelled")),
+        ("FAILED|00:01:00|1:0\n", Job("12", "ended", "Slurm job 12 ended (FAILED, exit code 1:0)")),
+        ("RUNNING|00:01:00|0:0\n", None),
+        ("", None),
+    ],
+)
+def test_the_accounts_of_slurm(said: str, job: Job | None) -> None:
+    assert read_sacct("12", said) == job
 
 
 @pytest.mark.parametrize(
