@@ -1,0 +1,173 @@
+"""Runs whose driver is the batch job itself, found again from the login node. The job of a driver that was killed."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clusteringestion import RANKS, ClusterIngestion, on_cluster
+from ingestions import Ingestion, command_line, wait_for
+from virtualcluster import VirtualCluster
+
+from aaflow.runtime import processes, records
+
+# A run here starts up to 8 ranks on the cores of one machine.
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
+
+DETACHED = ("--ranks", str(RANKS), "--detach", "--json")
+
+
+def jobs(cluster: VirtualCluster) -> str:
+    """The jobs that wait or run."""
+    return cluster.run(["squeue", "--noheader", "--format=%i %j %T"]).stdout
+
+
+def start(ingestion: ClusterIngestion, **environment: str) -> str:
+    """Start a detached run; gives its name."""
+    started = ingestion.run(**environment)
+    assert started.code == 0, started
+    shown = json.loads(started.out)
+    assert shown["job"].isdecimal()
+    assert Path(shown["run_folder"]) == ingestion.run_folder()
+    return str(shown["run"])
+
+
+def held(folder: Path, batches: int) -> dict[str, str]:
+    """Variables under which every rank does so many batches and then nothing more, and says so in a folder."""
+    folder.mkdir()
+    return {"FAULTS_HOLD": str(folder), "FAULTS_BATCHES": str(batches)}
+
+
+def wait_until_held(folder: Path, ranks: int) -> None:
+    wait_for(lambda: len(list(folder.iterdir())) == ranks, 60)
+
+
+def test_a_detached_run_is_found_again_by_other_commands(
+    ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
+) -> None:
+    ingestion.options = DETACHED
+    run = start(ingestion)
+    job = records.read(records.job_path(str(ingestion.run_folder())))
+    assert job is not None
+    [first] = json.loads(ingestion.ask("status", run, "--json").out)["runs"]
+    assert first["state"] in ("waiting", "running")
+    assert first["job"] == job["id"]
+    assert re.search(rf"Slurm job {job['id']}", first["words"])
+
+    attached = ingestion.ask("attach", run, "--json")
+    assert attached.code == 0, attached
+    assert (json.loads(attached.out)["state"], json.loads(attached.out)["exit_code"]) == ("done", 0)
+    assert ingestion.content() == (2, undisturbed)
+
+    shown = ingestion.ask("status")
+    assert re.search(rf"{run}\s+done", shown.out)
+    [stage, driver, *_] = json.loads(ingestion.ask("logs", run, "--json").out)["logs"]
+    assert sorted(rank["host"] for rank in stage["ranks"]) == sorted(cluster.nodes * 2)
+    assert driver["end"][-1].startswith("done in ")
+    assert ingestion.ask("logs", run, "--failed").out == f"run {run}: nothing failed\n"
+    ingestion.expect_nothing_alive(10)
+    wait_for(lambda: jobs(cluster) == "", 10)
+
+
+def test_cancelling_a_detached_run_ends_its_job_and_keeps_what_it_did(
+    ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path
+) -> None:
+    ingestion.options = ("--ranks", "4", "--until-done", *DETACHED[2:])
+    run = start(ingestion, **held(tmp_path / "held", batches=3))
+    wait_until_held(tmp_path / "held", 4)
+    assert len(jobs(cluster).splitlines()) == 2, "the one at work and the one that would go on with it"
+    [first, second] = json.loads(ingestion.ask("status", run, "--json").out)["runs"]
+    assert (first["state"], second["state"]) == ("running", "waiting")
+    assert first["units"]["committed"] > 0
+
+    cancelled = ingestion.ask("cancel", run)
+    assert cancelled.code == 0, cancelled
+    assert cancelled.out.splitlines() == [
+        f"run {run} is cancelled",
+        f"run {second['run']} is cancelled",
+    ]
+    ingestion.expect_nothing_alive(10)
+    wait_for(lambda: jobs(cluster) == "", 10)
+    attached = ingestion.ask("attach", run)
+    assert attached.code == 130, attached
+    assert "cancelled the run" in attached.err
+    ingestion.expect_whole_index()
+    kept = set(ingestion.staged())
+    assert kept
+    Ingestion.complete(ingestion)
+    assert ingestion.content() == (2, undisturbed)
+
+
+def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progress(
+    before: Ingestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path
+) -> None:
+    """Two runs of two nodes each share the minute that is Slurm's shortest walltime."""
+    ingestions, names = [], []
+    for name, batches in (("progress", 3), ("none", 0)):
+        (tmp_path / name).mkdir()
+        ingestion = on_cluster(before, tmp_path / name, cluster, walltime="00:01:00", nodes=2)
+        ingestion.options = ("--ranks", "4", "--until-done", *DETACHED[2:])
+        ingestions.append(ingestion)
+        names.append(start(ingestion, **held(ingestion.folder / "held", batches)))
+    (goes_on, stands_still), (run, stuck) = ingestions, names
+    wait_until_held(goes_on.folder / "held", 4)
+    wait_until_held(stands_still.folder / "held", 4)
+    committed = goes_on.staged()
+
+    attached = goes_on.ask("attach", run, "--json")
+    assert attached.code == 0, attached
+    assert "reached its walltime of 00:01:00" in attached.err
+    states = shown(goes_on, run)
+    assert [state["state"] for state in states] == ["cut short"] * (len(states) - 1) + ["done"]
+    assert len(states) > 1
+    assert goes_on.content() == (2, undisturbed)
+    assert committed
+
+    attached = stands_still.ask("attach", stuck)
+    assert attached.code == 1, attached
+    assert "No further job is submitted, since this one made no progress: 0 of 16 units" in " ".join(
+        attached.err.split()
+    )
+    states = shown(stands_still, stuck)
+    assert [state["state"] for state in states] == ["cut short", "failed"]
+    stands_still.expect_whole_index()
+
+    wait_for(lambda: jobs(cluster) == "", 10)
+    for ingestion in ingestions:
+        ingestion.expect_nothing_alive(10)
+        ingestion.end()
+
+
+def shown(ingestion: ClusterIngestion, run: str) -> list[dict[str, Any]]:
+    """What ``aaflow status`` says of a run and those that went on with it."""
+    states: list[dict[str, Any]] = json.loads(ingestion.ask("status", run, "--json").out)["runs"]
+    return states
+
+
+@pytest.mark.parametrize("when", ["pending", "running", "pending, and nobody is left on the login node"])
+def test_the_job_of_a_driver_that_was_killed_is_gone_soon(
+    ingestion: ClusterIngestion, cluster: VirtualCluster, tmp_path: Path, when: str
+) -> None:
+    if when != "running":
+        cluster.run(["sbatch", "--nodes=1", "--exclusive", "--output=/dev/null", "--wrap=sleep 300"])
+    ingestion.options = ("--ranks", "4", "--json")
+    command = ingestion.launch(**held(tmp_path / "held", batches=3))
+    if when == "running":
+        wait_until_held(tmp_path / "held", 4)
+    else:
+        wait_for(lambda: "aaflow" in jobs(cluster), 60)
+        wait_for(lambda: records.engine_job(str(ingestion.run_folder())) is not None, 10)
+        assert re.search("aaflow.* PENDING", jobs(cluster))
+    for process in ingestion.alive():
+        if when not in ("pending", "running") or " run " in command_line(process):
+            processes.kill(process)
+    command.wait(timeout=10)
+    if when not in ("pending", "running"):
+        assert re.search("aaflow.* PENDING", jobs(cluster))
+        cluster.run(["scancel", "--name=wrap"])  # the job begins
+    wait_for(lambda: "aaflow" not in jobs(cluster), 30)
+    ingestion.expect_nothing_alive(15)
+    ingestion.expect_whole_index()
