@@ -123,7 +123,8 @@ def test_commands_named_in_the_text_exist(name: str) -> None:
 def _commands(command: object, names: tuple[str, ...] = ("aaflow",)) -> Iterator[tuple[str, object]]:
     if isinstance(command, typer.core.TyperGroup):
         for name, inner in command.commands.items():
-            yield from _commands(inner, (*names, name))
+            if not inner.hidden:
+                yield from _commands(inner, (*names, name))
     else:
         yield " ".join(names), command
 
