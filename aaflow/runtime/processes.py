@@ -115,6 +115,12 @@ def children(pid: int) -> list[Process]:
     return [child for child in found if child]
 
 
+def boot_time() -> float:
+    """When this node started, in seconds since the epoch."""
+    with open("/proc/stat", encoding="ascii") as file:
+        return next(float(line.split()[1]) for line in file if line.startswith("btime "))
+
+
 def command_name(pid: int) -> str:
     """The kernel's name of a process (at most 15 characters), or the empty string."""
     try:
