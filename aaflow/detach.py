@@ -83,7 +83,7 @@ def drive(path: Path) -> RunResult:
     with told_end(folder):
         if (unwanted := cancelled(path)) is not None:
             raise unwanted
-        _require_reason(placement, folder)
+        _require_cut_short(placement, folder)
         folder.write_json("order.json", {**order, "units": committed_units(placement.plan)})
         within = dataclasses.replace(placement, site=inside(placement.site))
         with _ended_by_batch_system(folder, job, placement.site), _followed(placement, folder, job, order):
@@ -136,7 +136,7 @@ def _start_in_background(folder: RunFolder, command: list[str], environment: dic
     records.note_driver_process(str(folder.path), identity)
 
 
-def _require_reason(placement: Placement, folder: RunFolder) -> None:
+def _require_cut_short(placement: Placement, folder: RunFolder) -> None:
     """Refuse to go on with a run that ended otherwise than by its walltime, or had committed nothing.
 
     Raises:

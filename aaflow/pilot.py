@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aaflow.errors import InputError, PilotError
 from aaflow.runtime.group import run_group
-from aaflow.scheduling.launch import TaskGroup, compose, find_launcher
+from aaflow.scheduling.launch import TaskGroup, by_batch_system, compose, find_launcher
 from aaflow.scheduling.slot import Accelerators, Slot
 
 if TYPE_CHECKING:  # an engine's worker imports this module and has to start fast
@@ -120,7 +120,8 @@ def start_stage(run_folder: str, stage: str) -> str:
     python = order["python"] or sys.executable
     argv = (python, "-m", "aaflow.runtime.stage", str(Path(run_folder, "placement.json")), stage)
     group = TaskGroup(stage, len(slots), slots, argv, order["environment"])
-    nodes = allocated_nodes() if order["nodes"] > 1 else ["localhost"]
+    named = order["nodes"] > 1 or by_batch_system(order["launcher"])
+    nodes = allocated_nodes() if named else ["localhost"]
     launch = compose(
         order["launcher"], group, nodes, order["options"], program=find_launcher(order["launcher"], python)
     )

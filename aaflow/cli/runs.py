@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from aaflow import detach as detached
 from aaflow import errors
@@ -52,15 +50,10 @@ def status(
     console = Console()
     if not shown:
         console.print(f"there is no run in {parent}", highlight=False, markup=False, soft_wrap=True)
-        return
-    table = Table("run", "state", "progress", "", box=None, pad_edge=False)
     for entry in shown:
-        name, words = entry["run"], " ".join(entry["words"].split())
-        table.add_row(
-            name, entry["state"], escape(_progress_words(entry)), escape(words), style=_STYLES[entry["state"]]
-        )
-    table.columns[0].no_wrap = table.columns[1].no_wrap = True
-    console.print(table)
+        words = "; ".join(part for part in (_progress_words(entry), " ".join(entry["words"].split())) if part)
+        text = f"{entry['run']}  {entry['state']:9}  {words}".rstrip()
+        console.print(text, style=_STYLES[entry["state"]], highlight=False, markup=False, soft_wrap=True)
 
 
 _STYLES = {"done": "green", "failed": "red", "cut short": "yellow", "cancelled": "dim", "running": "", "waiting": ""}

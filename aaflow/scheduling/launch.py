@@ -152,6 +152,11 @@ def find_launcher(launcher: str, python: str | None = None) -> str:
     return os.path.abspath(found)
 
 
+def by_batch_system(launcher: str) -> bool:
+    """Whether a launcher belongs to a batch system, which knows each node of a job, be it the only one, by its name."""
+    return not _LAUNCHERS[launcher].from_pypi
+
+
 def launchers() -> tuple[str, ...]:
     """The launchers that :func:`compose` knows."""
     return tuple(_LAUNCHERS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clusteringestion import RANKS, ClusterIngestion, on_cluster
+from clusteringestion import RANKS, ClusterIngestion, ended, on_cluster
 from ingestions import Ingestion, command_line, wait_for
 from virtualcluster import VirtualCluster
 
@@ -104,39 +104,42 @@ def test_cancelling_a_detached_run_ends_its_job_and_keeps_what_it_did(
 def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progress(
     before: Ingestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path
 ) -> None:
-    """Two runs of two nodes each share the minute that is Slurm's shortest walltime."""
-    ingestions, names = [], []
-    for name, batches in (("progress", 3), ("none", 0)):
+    """Three runs, each on nodes of its own, share the minute that is Slurm's shortest walltime."""
+
+    def begin(name: str, nodes: int) -> ClusterIngestion:
         (tmp_path / name).mkdir()
-        ingestion = on_cluster(before, tmp_path / name, cluster, walltime="00:01:00", nodes=2)
-        ingestion.options = ("--ranks", "4", "--until-done", *DETACHED[2:])
-        ingestions.append(ingestion)
-        names.append(start(ingestion, **held(ingestion.folder / "held", batches)))
-    (goes_on, stands_still), (run, stuck) = ingestions, names
-    wait_until_held(goes_on.folder / "held", 4)
-    wait_until_held(stands_still.folder / "held", 4)
-    committed = goes_on.staged()
+        made = on_cluster(before, tmp_path / name, cluster, walltime="00:01:00", nodes=nodes)
+        made.options = ("--ranks", "4", "--until-done", "--json")
+        return made
 
-    attached = goes_on.ask("attach", run, "--json")
-    assert attached.code == 0, attached
-    assert "reached its walltime of 00:01:00" in attached.err
-    states = shown(goes_on, run)
-    assert [state["state"] for state in states] == ["cut short"] * (len(states) - 1) + ["done"]
-    assert len(states) > 1
-    assert goes_on.content() == (2, undisturbed)
-    assert committed
+    detached, attached, idle = begin("detached", 2), begin("attached", 1), begin("idle", 1)
+    waits = attached.launch(**held(attached.folder / "held", 3))
+    for ingestion in (detached, idle):
+        ingestion.options += ("--detach",)
+    run = start(detached, **held(detached.folder / "held", 3))
+    stuck = start(idle, **held(idle.folder / "held", 0))
+    for ingestion in (detached, attached, idle):
+        wait_until_held(ingestion.folder / "held", 4)
 
-    attached = stands_still.ask("attach", stuck)
-    assert attached.code == 1, attached
-    assert "No further job is submitted, since this one made no progress: 0 of 16 units" in " ".join(
-        attached.err.split()
-    )
-    states = shown(stands_still, stuck)
-    assert [state["state"] for state in states] == ["cut short", "failed"]
-    stands_still.expect_whole_index()
+    out = detached.ask("attach", run, "--json")
+    assert out.code == 0, out
+    assert re.search(r"Slurm job \d+ reached its walltime of 00:01:00", out.err)
+    assert [state["state"] for state in shown(detached, run)] == ["cut short", "done"]
+    assert detached.content() == (2, undisturbed)
+
+    out = ended(waits)
+    assert out.code == 0, out
+    assert len(attached.run_folders()) == 2
+    assert attached.content() == (2, undisturbed)
+
+    out = idle.ask("attach", stuck)
+    assert out.code == 1, out
+    assert "since this one made no progress: 0 of 16 units" in " ".join(out.err.split())
+    assert [state["state"] for state in shown(idle, stuck)] == ["cut short", "failed"]
+    idle.expect_whole_index()
 
     wait_for(lambda: jobs(cluster) == "", 10)
-    for ingestion in ingestions:
+    for ingestion in (detached, attached, idle):
         ingestion.expect_nothing_alive(10)
         ingestion.end()
 
