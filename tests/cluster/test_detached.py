@@ -102,13 +102,14 @@ def test_cancelling_a_detached_run_ends_its_job_and_keeps_what_it_did(
 
 
 def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progress(
-    before: Ingestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path
+    before: Ingestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     """Three runs, each on nodes of its own, share the minute that is Slurm's shortest walltime."""
 
     def begin(name: str, nodes: int) -> ClusterIngestion:
         (tmp_path / name).mkdir()
         made = on_cluster(before, tmp_path / name, cluster, walltime="00:01:00", nodes=nodes)
+        request.addfinalizer(made.end)
         made.options = ("--ranks", "4", "--until-done", "--json")
         return made
 
@@ -141,7 +142,6 @@ def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progre
     wait_for(lambda: jobs(cluster) == "", 10)
     for ingestion in (detached, attached, idle):
         ingestion.expect_nothing_alive(10)
-        ingestion.end()
 
 
 def shown(ingestion: ClusterIngestion, run: str) -> list[dict[str, Any]]:
