@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measure import corpus
+from measure.corpus import CORPORA
 from measure.figures import Figure, figure, ratios
 from measure.machine import watched
 from measure.pipeline import Work, run_encode, run_loop, run_operators, run_pipeline, seconds_per_record
@@ -197,17 +197,11 @@ def _line(each: dict[str, Any]) -> str:
 def _work(case: str, size: int, scratch: Path) -> Work:
     folder = scratch / case
     began = time.monotonic()
-    if case == "minilm":
-        sys.path.append(str(Path(__file__).resolve().parents[1] / "apps"))
-        from stdlib_docs import render
-
-        render(scratch / "stdlib")
-        corpus.sample_records(scratch / "stdlib", folder, size)
-    else:
-        {"texts": corpus.write_texts, "records": corpus.write_records}[case](folder, size)
+    write, model = CORPORA[case]
+    write(folder, size)
     os.sync()
     print(f"{case}: corpus made in {time.monotonic() - began:.1f} s", flush=True)
-    return Work(folder, "minilm" if case == "minilm" else "hash", load_site("local"), scratch)
+    return Work(folder, model, load_site("local"), scratch)
 
 
 def _plain(value: object) -> object:

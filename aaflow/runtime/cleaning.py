@@ -52,7 +52,7 @@ def clean_group(
     left = processes.end_all(find, seconds=seconds) if alive or since is not None else []
     if since is not None:
         files |= sharedfiles.known_made_since(since)
-        hydrafiles.remove_made_since(since)
+        hydrafiles.remove_orphans(since)
     sharedfiles.remove_unused(files)
     for folder in ("ranks", "errors"):
         for path in glob.glob(f"{glob.escape(os.path.join(run_folder, folder, stage))}.*.tmp"):
@@ -90,6 +90,6 @@ def clean_engine(run_folder: str) -> None:
         files |= sharedfiles.mapped_by(process.pid)
     processes.end_marked(processes.ENGINE, str(engine["run"]))
     sharedfiles.remove_unused(files | sharedfiles.known_made_since(engine["since"]))
-    hydrafiles.remove_made_since(engine["since"])
+    hydrafiles.remove_orphans(engine["since"])
     shutil.rmtree(engine["temporary"], ignore_errors=True)
     cancel_engine_job(run_folder)

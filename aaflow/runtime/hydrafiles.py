@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import math
 import os
 
 from aaflow.runtime import processes
@@ -18,22 +19,33 @@ _PROXY = "hydra_pmi_proxy"
 _CLOCK_SECONDS = 2.0
 
 
-def remove_made_since(time_ns: int) -> None:
-    """Remove this user's files that proxies made since then, unless one that lives may have made them."""
-    found = [path for path in glob.glob(PATTERN) if _is_ours(path, time_ns)]
+def orphans(since: int) -> list[str]:
+    """This user's files that proxies made since then (ns), but for those that one that lives may have made."""
+    found = [path for path in glob.glob(PATTERN) if _is_ours(path, since)]
     oldest = _oldest_proxy() if found else None
-    for path in found:
+    return [path for path in found if oldest is None or _changed(path) < oldest - _CLOCK_SECONDS]
+
+
+def remove_orphans(since: int) -> None:
+    """Remove :func:`orphans`."""
+    for path in orphans(since):
         with contextlib.suppress(OSError):
-            if oldest is None or os.lstat(path).st_ctime < oldest - _CLOCK_SECONDS:
-                os.unlink(path)
+            os.unlink(path)
 
 
-def _is_ours(path: str, time_ns: int) -> bool:
+def _is_ours(path: str, since: int) -> bool:
     try:
         status = os.lstat(path)
     except OSError:
         return False
-    return status.st_uid == os.geteuid() and status.st_ctime_ns >= time_ns
+    return status.st_uid == os.geteuid() and status.st_ctime_ns >= since
+
+
+def _changed(path: str) -> float:
+    try:
+        return os.lstat(path).st_ctime
+    except OSError:  # gone by now: not to be touched
+        return math.inf
 
 
 def _oldest_proxy() -> float | None:

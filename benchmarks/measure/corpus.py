@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -57,16 +59,26 @@ def write_records(folder: Path, size: int, seed: int = 2) -> int:
     return written
 
 
-def sample_records(source: Path, folder: Path, records: int) -> int:
-    """Write every n-th line of the JSON lines in ``source``, so that there are about ``records``; gives the bytes."""
+def write_passages(folder: Path, passages: int) -> int:
+    """Write about so many passages of the documentation of Python's standard library, every n-th; gives the bytes."""
+    sys.path.append(str(Path(__file__).resolve().parents[2] / "apps"))
+    from stdlib_docs import render
+
     folder.mkdir(parents=True)
-    lines = [(path.name, line) for path in sorted(source.glob("*.jsonl")) for line in path.open(encoding="utf-8")]
-    step = max(1, len(lines) // records)
+    with tempfile.TemporaryDirectory() as name:
+        render(Path(name))
+        paths = sorted(Path(name).glob("*.jsonl"))
+        lines = [(path.name, line) for path in paths for line in path.open(encoding="utf-8")]
+    step = max(1, len(lines) // passages)
     written = 0
-    for name, line in lines[::step][:records]:
+    for name, line in lines[::step][:passages]:
         with (folder / name).open("a", encoding="utf-8") as file:
             written += file.write(line)
     return written
+
+
+#: By the name of a corpus, what writes it into a new folder (given bytes, or passages) and what embeds it.
+CORPORA = {"texts": (write_texts, "hash"), "records": (write_records, "hash"), "minilm": (write_passages, "minilm")}
 
 
 def _write(folder: Path, size: int, texts: Iterator[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ingestions import ALL, BUDGET, OLD, Ingestion, command_line, write_document
 from aaflow.cli.workflowfile import read_workflow
 from aaflow.driver import compile, place, run
 from aaflow.index import open_index
-from aaflow.runtime import processes, sharedfiles
+from aaflow.runtime import hydrafiles, processes, sharedfiles
 from aaflow.runtime.processes import Process
 
 #: Ranks of the stages, by pilot: rows go forward on some edges and to the owner of their partition on others.
@@ -94,9 +95,22 @@ class Kill:
     which: float
 
     @classmethod
-    def drawn(cls, seed: int, number: int) -> Kill:
+    def drawn(cls, seed: int, number: int, pilots: Sequence[str] = tuple(sorted(RANKS))) -> Kill:
         chance = random.Random(f"{seed}/{number}")
-        return cls(number, sorted(RANKS)[number % len(RANKS)], chance.random(), chance.random(), chance.random())
+        return cls(number, pilots[number % len(pilots)], chance.random(), chance.random(), chance.random())
+
+
+@dataclass(frozen=True)
+class Victim:
+    """What a kill may hit.
+
+    Attributes:
+        stage: that it belongs to; empty for none.
+        strike: hits it.
+    """
+
+    stage: str
+    strike: Callable[[], object]
 
 
 @dataclass
@@ -145,10 +159,19 @@ class Kills:
     Args:
         folder: for the runs; those of kills that did not hold stay.
         seed: of the kills.
+        alone: nothing else runs task groups on this machine, so what launchers leave in /tmp is looked at too.
+
+    Attributes:
+        pilots: that runs go through, in turns.
+        budget: seconds within which everything ends.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
+    pilots = tuple(sorted(RANKS))
+    budget = BUDGET
+
+    def __init__(self, folder: Path, seed: int, *, alone: bool = False) -> None:
         self._folder = folder
+        self._alone = alone
         self._seed = seed
         self._before = Streaming(folder / "before", folder / "docs", PACED)
         (folder / "before").mkdir(parents=True)
@@ -170,12 +193,15 @@ class Kills:
         folder = self._folder / name
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self._before.index, folder / "index")
-        made = Streaming(folder, self._before.docs, PACED)
+        made = self._made(folder, self._before.docs)
         try:
             yield made
             shutil.rmtree(folder)
         finally:
             made.end()
+
+    def _made(self, folder: Path, docs: Path) -> Streaming:
+        return Streaming(folder, docs, PACED)
 
     def life(self, pilot: str) -> float:
         """Seconds that an undisturbed run takes; seen once, then as the reruns have it."""
@@ -187,9 +213,9 @@ class Kills:
 
     def do(self, number: int) -> Outcome:
         """Do a kill; once more when it missed the budget on a busy machine."""
-        kill = Kill.drawn(self._seed, number)
+        kill = Kill.drawn(self._seed, number, self.pilots)
         outcome = self._do(kill)
-        missed = outcome.seconds if outcome.seconds >= BUDGET else None
+        missed = outcome.seconds if outcome.seconds >= self.budget else None
         if missed is not None and not outcome.held and outcome.load > BUSY * (os.cpu_count() or 1):
             _wait_for_calm()
             outcome = self._do(kill)
@@ -202,12 +228,13 @@ class Kills:
             moment = kill.moment * self.life(kill.pilot)
             outcome = Outcome(kill.number, kill.pilot)
             with contextlib.suppress(_Kept), self._copy(f"kill-{kill.number:04d}") as ingestion:
-                begun = time.monotonic()
+                begun, since = time.monotonic(), time.time_ns()
                 command = ingestion.begin(kill.pilot)
                 if _ended_before(command, begun + moment) or not (alive := ingestion.alive()):
                     self._life[kill.pilot] = time.monotonic() - begun
                     continue
                 self._kill(kill, ingestion, command, alive, outcome, begun)
+                outcome.problems += self._left(outcome, since)
                 if outcome.problems:
                     raise _Kept
             return outcome
@@ -222,24 +249,40 @@ class Kills:
         outcome: Outcome,
         begun: float,
     ) -> None:
-        own = processes.find_process(command.pid)
-        roles: dict[str, list[Process]] = {}
-        for process in alive:
-            roles.setdefault("driver" if process == own else role_of(process), []).append(process)
+        roles = self._victims(ingestion, command, alive)
         outcome.role = sorted(roles)[int(kill.role * len(roles))]
         victim = roles[outcome.role][int(kill.which * len(roles[outcome.role]))]
-        outcome.stage = stage_of(victim)
+        outcome.stage = victim.stage
         committed = ingestion.staged()
         shared = {file for process in alive for file in sharedfiles.mapped_by(process.pid)}
         outcome.committed, outcome.after = len(committed), time.monotonic() - begun
-        processes.kill(victim)
+        victim.strike()
         outcome.problems += self._watch_end(ingestion, command, outcome, shared)
         if ingestion.alive():
             return
         outcome.problems += self._judge_index(ingestion, committed, outcome)
         if outcome.problems:
             return
-        outcome.problems += self._rerun(ingestion, kill.pilot if kill.number % 8 < 2 else None, committed)
+        outcome.problems += self._rerun(ingestion, kill.pilot if self._goes_on(outcome) else None, committed)
+
+    def _victims(
+        self, ingestion: Streaming, command: subprocess.Popen[str], alive: Sequence[Process]
+    ) -> Mapping[str, Sequence[Victim]]:
+        """By role, what there is to hit."""
+        own = processes.find_process(command.pid)
+        roles: dict[str, list[Victim]] = {}
+        for process in alive:
+            role = "driver" if process == own else role_of(process)
+            roles.setdefault(role, []).append(Victim(stage_of(process), functools.partial(processes.kill, process)))
+        return roles
+
+    def _goes_on(self, outcome: Outcome) -> bool:
+        """Whether the rerun is through the pilot."""
+        return outcome.number % 8 < 2
+
+    def _left(self, outcome: Outcome, since: int) -> list[str]:
+        """What is left outside of the ingestion's own folders of a run that was struck after ``since`` (ns)."""
+        return [f"left: {path}" for path in hydrafiles.orphans(since)] if self._alone else []
 
     def _watch_end(
         self,
@@ -255,7 +298,7 @@ class Kills:
                 shared |= sharedfiles.mapped_by(process.pid)
             late = time.monotonic() - killed
             # A run that did not need its victim goes on to its end.
-            if late > (PATIENCE if command.poll() is None else BUDGET + 20):
+            if late > (PATIENCE if command.poll() is None else self.budget + 20):
                 break
             time.sleep(0.05)
         outcome.seconds, outcome.load = time.monotonic() - killed, os.getloadavg()[0]
@@ -264,7 +307,7 @@ class Kills:
         out, err = command.communicate()
         outcome.code, outcome.error = command.returncode, err.strip()
         problems = list(_wrong_words(outcome, out))
-        if outcome.code != 0 and outcome.seconds > BUDGET:
+        if outcome.code != 0 and outcome.seconds > self.budget:
             problems.append(f"the last process ended {outcome.seconds:.1f} s after the kill")
         problems += [f"left: {file.path}" for file in shared if sharedfiles.is_there(file)]
         problems += [f"left: {path}" for path in ingestion.temporary.rglob("*")]

@@ -26,17 +26,17 @@ def test_a_file_goes_when_no_proxy_lives_that_may_have_made_it(folder: Path, mon
     try:
         since = time.time_ns() - 1_000_000_000
         (file := folder / "hydra_hwloc_xmlfile_a1B2c3").touch()
-        hydrafiles.remove_made_since(since)
+        hydrafiles.remove_orphans(since)
         assert file.exists()
     finally:
         proxy.kill()
         proxy.wait()
-    hydrafiles.remove_made_since(since)
+    hydrafiles.remove_orphans(since)
     assert not file.exists()
 
 
 def test_a_file_of_before_is_none_of_this_group(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "own_pids", lambda: iter([]))
     (file := folder / "hydra_hwloc_xmlfile_a1B2c3").touch()
-    hydrafiles.remove_made_since(time.time_ns() + 1_000_000_000)
+    hydrafiles.remove_orphans(time.time_ns() + 1_000_000_000)
     assert file.exists()

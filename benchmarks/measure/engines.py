@@ -1,0 +1,196 @@
+"""Engines that start groups of ranks: aaflow's pilots, and the same engines alone at their best.
+
+Each is used once, in a process of its own: made (imports, plans), ``start``, ``run_group`` one after another, ``end``.
+A rank is a command that notes when it began, and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+RANKS = 2
+GROUPS = 4
+
+
+class Engine(Protocol):
+    """Starts groups."""
+
+    def start(self) -> None:
+        """Make it ready for groups."""
+
+    def run_group(self, number: int) -> None:
+        """Start a group and wait for its end."""
+
+    def end(self) -> None:
+        """End what ``start`` started."""
+
+
+def write_rank(folder: Path) -> Path:
+    """The command of a rank."""
+    rank = folder / "rank.sh"
+    rank.write_text(f"#!/bin/sh\ndate +%s.%N > {folder}/$$.new && mv {folder}/$$.new {folder}/$$.began\n")
+    rank.chmod(0o700)
+    return rank
+
+
+def take_began(folder: Path) -> float:
+    """When the first rank of the group that has just ended began, in seconds since the epoch."""
+    notes = list(folder.glob("*.began"))
+    began = [float(note.read_text()) for note in notes]
+    for note in notes:
+        note.unlink()
+    if len(began) != RANKS:
+        raise RuntimeError(f"{len(began)} ranks ran, not {RANKS}")
+    return min(began)
+
+
+class Aaflow:
+    """A pilot with the stages of an unfused ingestion, whose ranks are the command instead of aaflow's own.
+
+    The clock runs from the run folder on, as in ``aaflow.run``.
+    """
+
+    def __init__(self, folder: Path, rank: Path, pilot: str) -> None:
+        import aaflow
+        from aaflow.pilot import find_pilot
+
+        (folder / "docs").mkdir()
+        (folder / "docs" / "one.txt").write_text("One short document.\n", encoding="ascii")
+        workflow = aaflow.Workflow()
+        workflow.load(folder / "docs").transform().embed("hash").upsert(folder / "index")
+        self._placement = aaflow.place(aaflow.compile(workflow, ranks=RANKS, fuse=False))
+        self._pilot = find_pilot(pilot)()
+        self._folder, self._rank, self._run = folder, rank, ""
+        self._stack = ExitStack()
+
+    def start(self) -> None:
+        """See :class:`Engine`."""
+        from aaflow.pilot import write_launch_orders
+        from aaflow.runtime.lease import RunLease
+        from aaflow.runtime.runfolder import RunFolder
+
+        run = RunFolder.create(self._folder / "runs", self._placement.plan.digest)
+        self._run = str(run.path)
+        self._placement.save(run.path)
+        write_launch_orders(self._placement, run.path)
+        for order in (run.path / "launch").glob("*.json"):
+            order.write_text(json.dumps({**json.loads(order.read_text()), "python": str(self._rank)}))
+        lease = self._stack.enter_context(RunLease(self._run))
+        self._stack.callback(self._pilot.close)
+        self._pilot.start(self._placement, lease)
+
+    def run_group(self, number: int) -> None:
+        """See :class:`Engine`."""
+        self._pilot.submit(self._placement.plan.stages[number].name, self._run).result(timeout=120)
+
+    def end(self) -> None:
+        """See :class:`Engine`."""
+        self._stack.close()
+
+
+class Bare:
+    """``mpiexec`` and nothing else."""
+
+    def __init__(self, folder: Path, rank: Path) -> None:
+        from aaflow.scheduling.launch import find_launcher
+
+        self._command = [find_launcher("mpiexec"), "-n", str(RANKS), str(rank)]
+
+    def start(self) -> None:
+        """See :class:`Engine`."""
+
+    def run_group(self, number: int) -> None:
+        """See :class:`Engine`."""
+        subprocess.run(self._command, check=True)
+
+    def end(self) -> None:
+        """See :class:`Engine`."""
+
+
+class BareParsl(Bare):
+    """Parsl: an app that runs ``mpiexec``, on an executor like aaflow's."""
+
+    def __init__(self, folder: Path, rank: Path) -> None:
+        from parsl.config import Config
+        from parsl.executors import HighThroughputExecutor
+        from parsl.providers import LocalProvider
+
+        super().__init__(folder, rank)
+        provider = LocalProvider(init_blocks=1, min_blocks=1, max_blocks=1)  # type: ignore[no-untyped-call]
+        executor = HighThroughputExecutor(
+            label="bare", address="127.0.0.1", encrypted=True, max_workers_per_node=GROUPS, cores_per_worker=1e-6,
+            provider=provider,
+        )  # fmt: skip
+        self._config = Config(
+            executors=[executor], run_dir=str(folder), strategy="none", strategy_period=0.1, usage_tracking=0
+        )
+        self._kernel: Any = None
+
+    def start(self) -> None:
+        """See :class:`Engine`."""
+        from parsl import DataFlowKernel
+
+        self._kernel = DataFlowKernel(self._config)
+
+    def run_group(self, number: int) -> None:
+        """See :class:`Engine`."""
+        from parsl import python_app
+
+        python_app(run_command, data_flow_kernel=self._kernel)(self._command).result()
+
+    def end(self) -> None:
+        """See :class:`Engine`."""
+        self._kernel.cleanup()
+
+
+def run_command(command: list[str]) -> None:
+    """The body of the app."""
+    import subprocess
+
+    subprocess.run(command, check=True)
+
+
+class BareRadical:
+    """RADICAL-Pilot: a task of so many ranks, on its resource for this machine."""
+
+    def __init__(self, folder: Path, rank: Path) -> None:
+        # Its agent and its scripts are to come from this environment.
+        os.environ["VIRTUAL_ENV"] = sys.prefix
+        os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
+        os.environ.update({"HOME": str(folder), "RADICAL_BASE": str(folder), "RADICAL_LOG_LVL": "OFF"})
+        os.chdir(folder)
+        import radical.pilot  # noqa: F401
+
+        self._rank = str(rank)
+        self._session: Any = None
+        self._tasks: Any = None
+
+    def start(self) -> None:
+        """See :class:`Engine`."""
+        import radical.pilot as rp
+
+        self._session = rp.Session()
+        pilots, self._tasks = rp.PilotManager(self._session), rp.TaskManager(self._session)
+        wanted = {"resource": "local.localhost", "runtime": 10, "cores": os.cpu_count(), "exit_on_error": False}
+        self._tasks.add_pilots(pilots.submit_pilots(rp.PilotDescription(wanted)))
+
+    def run_group(self, number: int) -> None:
+        """See :class:`Engine`."""
+        import radical.pilot as rp
+
+        task = self._tasks.submit_tasks(rp.TaskDescription({"executable": self._rank, "ranks": RANKS}))
+        if self._tasks.wait_tasks([task.uid], timeout=120) != [rp.DONE]:
+            raise RuntimeError(f"RADICAL-Pilot's task is {task.state}: {task.stderr} {task.exception}")
+
+    def end(self) -> None:
+        """See :class:`Engine`."""
+        self._session.close(download=False)
+
+
+BARE: dict[str, type[Any]] = {"local": Bare, "parsl": BareParsl, "radical": BareRadical}

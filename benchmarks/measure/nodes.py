@@ -1,0 +1,102 @@
+"""Ingestions over the nodes of a virtual Slurm cluster: what a row costs, and what passes between nodes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aaflow.compiler.volumes import bytes_between_nodes
+from aaflow.scheduling.placement import Placement
+
+if TYPE_CHECKING:
+    from virtualcluster import VirtualCluster
+
+NODES = (1, 2, 4)
+RANKS_PER_NODE = 2
+PLANS = {"fused": (), "streaming": ("--no-fuse",)}
+#: The fabric that joins the nodes of the virtual cluster, apart from the network of Slurm, Parsl and keepers.
+FABRIC = "hsn0"
+
+
+@dataclass(frozen=True)
+class Ingestion:
+    """One run.
+
+    Attributes:
+        plan: ``fused`` or ``streaming``.
+        nodes: of the job.
+        ranks: of each stage.
+        rows: chunks in the index.
+        cpu: CPU seconds of all ranks since each was ready.
+        moved: bytes that the nodes sent over the fabric, headers of its packets included.
+        planned: bytes between nodes by the plan's edges.
+    """
+
+    plan: str
+    nodes: int
+    ranks: int
+    rows: int
+    cpu: float
+    moved: int
+    planned: int
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON values."""
+        return asdict(self)
+
+
+def ingestions(megabytes: int, rounds: int) -> list[Ingestion]:
+    """Ingest a file of records of so many MB by every plan on 1, 2 and 4 nodes, in turns."""
+    sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "cluster"))
+    from virtualcluster import VirtualCluster, forbidden, lacking
+
+    if why := lacking() or forbidden():
+        raise SystemExit(why)
+    runs = []
+    with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as name, VirtualCluster(max(NODES)) as cluster:
+        folder = Path(name)
+        write_records(folder / "docs", megabytes)
+        for number in range(rounds):
+            for plan in PLANS:
+                for nodes in NODES if number % 2 == 0 else reversed(NODES):
+                    runs.append(ingest(cluster, folder / "docs", folder / f"{number}-{plan}-{nodes}", plan, nodes))
+    return runs
+
+
+def write_records(folder: Path, megabytes: int) -> None:
+    """A file of JSON lines of about 1 kB each: every line is a document, which another rank owns."""
+    folder.mkdir()
+    chance = random.Random(5)
+    with (folder / "records.jsonl").open("w", encoding="ascii") as file:
+        for number in range(megabytes << 10):
+            text = " ".join(f"{chance.randrange(10**7):07d}" for _ in range(121))
+            file.write(json.dumps({"id": str(number), "text": text}) + "\n")
+
+
+def ingest(cluster: VirtualCluster, docs: Path, folder: Path, plan: str, nodes: int) -> Ingestion:
+    """One run, from the login node."""
+    folder.mkdir()
+    changes = {"nodes": str(nodes), "interconnect": f'"{FABRIC}"', "encrypted_edges": "false"}
+    site = cluster.site_file(folder / "virtual.toml", folder / "runs", **changes)
+    ranks = nodes * RANKS_PER_NODE
+    command = [sys.executable, "-m", "aaflow.cli.main", "ingest", str(docs), "--index", str(folder / "index")]
+    command += ["--site", str(site), "--ranks", str(ranks), "--embedder", "hash", "--json", *PLANS[plan]]
+    cluster.wait_for_idle(60)
+    before = sum(cluster.bytes_sent(FABRIC).values())
+    environment = {**os.environ, **cluster.environment}
+    done = subprocess.run(
+        cluster.on("login", command, folder), env=environment, check=True, stdout=subprocess.PIPE, text=True
+    )
+    moved = sum(cluster.bytes_sent(FABRIC).values()) - before
+    said = json.loads(done.stdout.splitlines()[-1])
+    placement = Placement.load(Path(said["run_folder"]))
+    results = [json.loads(path.read_text()) for path in Path(said["run_folder"], "results").glob("*.json")]
+    planned = sum(bytes_between_nodes(placement.plan, edge, placement.slots) for edge in placement.plan.edges)
+    return Ingestion(plan, nodes, ranks, said["chunks"], sum(rank["cpu"] for rank in results), moved, planned)

@@ -1,0 +1,138 @@
+"""What aaflow's pilots add to their engines, and what more nodes cost.
+
+    python benchmarks/pilots.py [--quick] [--case groups|nodes …] [--pilot local|parsl|radical …] [--rounds N]
+        [--json FILE]
+
+``groups``: from submit to the first rank of a first task group, and of each that follows on the same engine, and to the
+group's end; each pilot beside the bare engine that does the same: ``mpiexec`` by itself, an app of Parsl that runs
+``mpiexec``, a task of RADICAL-Pilot of as many ranks. The ranks are a command that notes when it began. Every engine
+runs in a process of its own, whose imports are done before its clock starts; the two take turns.
+
+``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm): CPU
+seconds of the ranks per row, and what passed between the nodes beside what the plan said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from measure.engines import BARE, GROUPS, Aaflow, Engine, take_began, write_rank
+from measure.figures import Figure, differences, figure
+from measure.nodes import NODES, Ingestion, ingestions
+from rich.console import Console
+from rich.table import Table
+
+TIMINGS = ("first rank of a first group", "first rank of a next group", "a next group")
+
+
+def main() -> None:
+    """Measure and show."""
+    parser = argparse.ArgumentParser(description="What pilots add to engines, and what nodes cost.")
+    parser.add_argument("--case", nargs="+", choices=("groups", "nodes"), default=["groups", "nodes"])
+    parser.add_argument("--pilot", nargs="+", choices=tuple(BARE), default=list(BARE))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="two rounds, a small corpus")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--once", nargs=2, metavar=("KIND", "PILOT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.once:
+        print(json.dumps(once(*arguments.once)))
+        return
+    rounds = 2 if arguments.quick else arguments.rounds
+    found: dict[str, object] = {}
+    if "groups" in arguments.case:
+        for pilot in arguments.pilot:
+            figures = groups(pilot, rounds)
+            show_groups(pilot, figures, rounds)
+            found[pilot] = {name: each.to_json() for name, each in figures.items()}
+    if "nodes" in arguments.case:
+        runs = ingestions(8 if arguments.quick else 64, 1 if arguments.quick else min(rounds, 3))
+        show_nodes(runs)
+        found["nodes"] = [run.to_json() for run in runs]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+def groups(pilot: str, rounds: int) -> dict[str, Figure]:
+    """By timing, the figures of aaflow, of the bare engine, and what aaflow adds."""
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for number in range(rounds):
+        for kind in sorted(("aaflow", "bare"), reverse=number % 2 == 0):
+            command = [sys.executable, __file__, "--once", kind, pilot]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            for name, value in json.loads(done.stdout.strip().splitlines()[-1]).items():
+                seconds[f"{kind}: {name}"].append(value)
+    figures = {name: figure(values) for name, values in seconds.items()}
+    for name in TIMINGS:
+        figures[f"added: {name}"] = differences(figures[f"aaflow: {name}"], figures[f"bare: {name}"])
+    return figures
+
+
+def once(kind: str, pilot: str) -> dict[str, float]:
+    """The timings of one engine in this process; of the groups after the first the median."""
+    with tempfile.TemporaryDirectory(prefix="pilots-", dir="/tmp") as name:
+        folder = Path(name).resolve()
+        (notes := folder / "notes").mkdir()
+        rank = write_rank(notes)
+        engine: Engine = Aaflow(folder, rank, pilot) if kind == "aaflow" else BARE[pilot](folder, rank)
+        began = time.time()
+        engine.start()
+        try:
+            engine.run_group(0)
+            first = take_began(notes) - began
+            until_rank, whole = [], []
+            for number in range(1, GROUPS):
+                submitted = time.time()
+                engine.run_group(number)
+                whole.append(time.time() - submitted)
+                until_rank.append(take_began(notes) - submitted)
+        finally:
+            engine.end()
+    return dict(zip(TIMINGS, (first, median(until_rank), median(whole)), strict=True))
+
+
+def show_groups(pilot: str, figures: dict[str, Figure], rounds: int) -> None:
+    """The table of one pilot."""
+    table = Table("seconds until", "aaflow", "bare engine", "aaflow adds (target 0.1)")
+    table.title = f"Pilot {pilot}, {rounds} rounds: median (least..most)"
+    for name in TIMINGS:
+        ends = " ends" if name == TIMINGS[-1] else ""
+        table.add_row(f"{name}{ends}", *(str(figures[f"{kind}: {name}"]) for kind in ("aaflow", "bare", "added")))
+    Console().print(table)
+
+
+def show_nodes(runs: list[Ingestion]) -> None:
+    """The table of the nodes."""
+    columns = (
+        "plan",
+        "nodes",
+        "ranks",
+        "CPU ms per 1000 rows",
+        "of 1 node",
+        "MB between nodes",
+        "planned",
+        "measured / planned",
+    )
+    table = Table(*columns, title="Ingestion over nodes of a virtual cluster")
+    for plan in dict.fromkeys(run.plan for run in runs):
+        for nodes in NODES:
+            of = [run for run in runs if (run.plan, run.nodes) == (plan, nodes)]
+            alone = [run for run in runs if (run.plan, run.nodes) == (plan, 1)]
+            cost = figure([run.cpu / run.rows * 1e6 for run in of])
+            share = figure([run.cpu / one.cpu for run, one in zip(of, alone, strict=True)])
+            moved, planned = figure([run.moved / 1e6 for run in of]), of[0].planned / 1e6
+            said = str(figure([each / planned for each in moved.values])) if planned else "-"
+            table.add_row(plan, str(nodes), str(of[0].ranks), str(cost), str(share), str(moved), f"{planned:.3g}", said)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

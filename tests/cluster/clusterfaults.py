@@ -1,0 +1,94 @@
+"""Random faults of streaming runs on the virtual cluster, started on its login node."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import streaming_command
+from ingestions import command_line
+from kills import PACED, Kills, Outcome, Streaming, Victim
+from virtualcluster import VirtualCluster
+
+from aaflow.runtime import processes
+from aaflow.runtime.processes import Process
+
+RANKS = {"load": 2, "transform": 1, "pace": 1, "embed": 2, "upsert": 4}
+NODES = 2
+
+
+@dataclass
+class ClusterStreaming(Streaming):
+    """A streaming ingestion from the login node of a cluster."""
+
+    cluster: VirtualCluster | None = None
+
+    def command(self, pilot: str) -> list[str]:
+        """See :class:`Streaming`."""
+        assert self.cluster is not None
+        python, program, run, workflow, *_ = super().command(pilot)
+        site = self.cluster.site_file(self.folder / "virtual.toml", self.folder / "runs", interconnect='"hsn0"')
+        return self.cluster.on("login", [python, program, run, workflow, "--site", str(site), "--json"], self.folder)
+
+    def begin(self, pilot: str, ranks: Mapping[str, int] | None = None, **environment: str) -> subprocess.Popen[str]:
+        """See :class:`Streaming`."""
+        assert self.cluster is not None
+        return super().begin(pilot, ranks or RANKS, **self.cluster.environment, **environment)
+
+
+class ClusterFaults(Kills):
+    """Faults on a cluster that is new for each."""
+
+    pilots = ("parsl",)
+    #: A silent node is given up after 6 s, and Slurm takes its time to end a job.
+    budget = 30.0
+
+    _cluster: VirtualCluster
+
+    @contextlib.contextmanager
+    def _copy(self, name: str) -> Iterator[Streaming]:
+        with VirtualCluster(NODES) as self._cluster, super()._copy(name) as made:
+            yield made
+
+    def _made(self, folder: Path, docs: Path) -> Streaming:
+        return ClusterStreaming(folder, docs, PACED, cluster=self._cluster)
+
+    def _victims(
+        self, ingestion: Streaming, command: subprocess.Popen[str], alive: Sequence[Process]
+    ) -> Mapping[str, Sequence[Victim]]:
+        roles = dict(super()._victims(ingestion, command, [each for each in alive if not _only_enters(each)]))
+        drivers = [each for each in alive if _is_driver(each)]
+        roles["driver"] = [Victim("", functools.partial(processes.kill, driver)) for driver in drivers]
+        cluster, nodes = self._cluster, self._cluster.nodes
+        roles["node"] = [Victim("", functools.partial(cluster.lose, node)) for node in nodes]
+        roles["job"] = [Victim("", functools.partial(cluster.run, ["scancel", "--user=root"]))]
+        hide = ["mount", "-t", "tmpfs", "none", str(ingestion.folder)]
+        roles["shared folder"] = [Victim("", functools.partial(cluster.run, hide, node)) for node in nodes]
+        return {role: victims for role, victims in roles.items() if victims}
+
+    def _goes_on(self, outcome: Outcome) -> bool:
+        return outcome.role not in ("node", "shared folder") and super()._goes_on(outcome)
+
+    def _left(self, outcome: Outcome, since: int) -> list[str]:
+        """Jobs, and files in the memory of nodes that are still there."""
+        jobs = self._cluster.run(["squeue", "--noheader"]).stdout.split("\n")
+        problems = [f"left: job {job}" for job in jobs if job]
+        for node in self._cluster.nodes if outcome.role != "node" else ():
+            files = self._cluster.run(["ls", "/dev/shm"], node).stdout.split()
+            problems += [f"left on {node}: /dev/shm/{file}" for file in files]
+        return problems
+
+
+def _is_driver(process: Process) -> bool:
+    words = command_line(process).split()
+    return words[:2] == [sys.executable, streaming_command.__file__]
+
+
+def _only_enters(process: Process) -> bool:
+    """Whether it is the driver, or waits for it outside of the cluster."""
+    return _is_driver(process) or processes.command_name(process.pid) == "nsenter"
