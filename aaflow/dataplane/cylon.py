@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from aaflow.dataplane.agreement import agree, wait
 from aaflow.dataplane.destinations import destinations
-from aaflow.dataplane.mpi import MpiCommunicator, cut_rows
+from aaflow.dataplane.mpi import MpiCommunicator, cut_rows, size_of
 from aaflow.dataplane.rows import take_rows
 from aaflow.dataplane.sections import array_of_values
 from aaflow.errors import DependencyError
@@ -83,7 +83,7 @@ class CylonCommunicator(MpiCommunicator):
         def prepare() -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64], list[tuple[int, int]]]:
             targets = destinations(table, by, self.size)
             rounds = list(cut_rows(table, 0, self._round_bytes))
-            alone = [table.slice(start, 1).nbytes for start, count in rounds if count == 1]
+            alone = [size_of(table.slice(start, 1)) for start, count in rounds if count == 1]
             too_long = max(alone, default=0) > _LONGEST // self.size
             refused = [too_long or not all(map(_is_carried, _chunks(column))) for column in table.columns]
             return targets, np.array([len(rounds), *refused], np.int64), rounds
