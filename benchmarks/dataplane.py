@@ -146,7 +146,7 @@ def cases(quick: bool, scratch: Path) -> dict[str, Case]:
         "ingestion": Case(
             ("fused", "unfused"),
             tuple(CORPORA),
-            "corpus",
+            "",
             "1000 chunks/s",
             1 if quick else 3,
             (Target("unfused", "fused", 1 / 1.2),),
@@ -293,7 +293,7 @@ def table(name: str, case: Case, found: Mapping[str, Any]) -> Table:
     notes += [f"not here: {', '.join(found['missing'])}"] if found["missing"] else []
     notes += [f"4 ranks share {cores} cores"] if name == "shuffle" and cores < 4 else []
     title = "; ".join([f"{name}: {case.rate}, median (least..most)", *notes])
-    shown = Table("", *(f"{column} {case.unit}" for column in case.columns), title=title, title_justify="left")
+    shown = Table("", *(f"{column} {case.unit}".rstrip() for column in case.columns), title=title, title_justify="left")
     for each, columns in rated.items():
         shown.add_row(each, *(str(columns.get(column, "")) for column in case.columns))
     shown.add_section()

@@ -129,9 +129,15 @@ def show_nodes(runs: list[Ingestion]) -> None:
             cost = figure([run.cpu / run.rows * 1e6 for run in of])
             share = figure([run.cpu / one.cpu for run, one in zip(of, alone, strict=True)])
             moved, planned = figure([run.moved / 1e6 for run in of]), of[0].planned / 1e6
-            said = str(figure([each / planned for each in moved.values])) if planned else "-"
-            table.add_row(plan, str(nodes), str(of[0].ranks), str(cost), str(share), str(moved), f"{planned:.3g}", said)
+            ratio = shown(figure([each / planned for each in moved.values])) if planned else "-"
+            figures = (shown(cost), shown(share), shown(moved), f"{planned:.3g}", ratio)
+            table.add_row(plan, str(nodes), str(of[0].ranks), *figures)
     Console().print(table)
+
+
+def shown(rounds: Figure) -> str:
+    """A figure; of a single round without its spread."""
+    return str(rounds) if len(rounds.values) > 1 else f"{rounds.median:.3g}"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import numpy as np
 
@@ -79,6 +80,12 @@ def write_passages(folder: Path, passages: int) -> int:
 
 #: By the name of a corpus, what writes it into a new folder (given bytes, or passages) and what embeds it.
 CORPORA = {"texts": (write_texts, "hash"), "records": (write_records, "hash"), "minilm": (write_passages, "minilm")}
+
+
+def words(size: int, seed: int) -> str:
+    """About so many bytes of words of seven digits."""
+    chance = Random(seed)
+    return " ".join(f"{chance.randrange(10**7):07d}" for _ in range(size // 8))
 
 
 def _write(folder: Path, size: int, texts: Iterator[str]) -> int:

@@ -142,18 +142,11 @@ class BareParsl(Bare):
         """See :class:`Engine`."""
         from parsl import python_app
 
-        python_app(run_command, data_flow_kernel=self._kernel)(self._command).result()
+        python_app(subprocess.check_call, data_flow_kernel=self._kernel)(self._command).result()
 
     def end(self) -> None:
         """See :class:`Engine`."""
         self._kernel.cleanup()
-
-
-def run_command(command: list[str]) -> None:
-    """The body of the app."""
-    import subprocess
-
-    subprocess.run(command, check=True)
 
 
 class BareRadical:

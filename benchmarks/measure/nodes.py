@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from aaflow.compiler.volumes import bytes_between_nodes
 from aaflow.scheduling.placement import Placement
+from measure.corpus import words
 
 if TYPE_CHECKING:
     from virtualcluster import VirtualCluster
@@ -73,11 +73,9 @@ def ingestions(megabytes: int, rounds: int) -> list[Ingestion]:
 def write_records(folder: Path, megabytes: int) -> None:
     """A file of JSON lines of about 1 kB each: every line is a document, which another rank owns."""
     folder.mkdir()
-    chance = random.Random(5)
     with (folder / "records.jsonl").open("w", encoding="ascii") as file:
         for number in range(megabytes << 10):
-            text = " ".join(f"{chance.randrange(10**7):07d}" for _ in range(121))
-            file.write(json.dumps({"id": str(number), "text": text}) + "\n")
+            file.write(json.dumps({"id": str(number), "text": words(970, number)}) + "\n")
 
 
 def ingest(cluster: VirtualCluster, docs: Path, folder: Path, plan: str, nodes: int) -> Ingestion:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from measure.corpus import words
 
 import aaflow
 from aaflow.compiler.plan import Edge, Plan
@@ -19,11 +19,6 @@ from aaflow.scheduling.site import Site
 from aaflow.workflow import Workflow
 
 MakeSite = Callable[..., Site]
-
-
-def words(size: int, seed: int) -> str:
-    chance = random.Random(seed)
-    return " ".join(f"{chance.randrange(10**7):07d}" for _ in range(size // 8))
 
 
 def write_texts(folder: Path) -> None:
