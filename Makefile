@@ -1,8 +1,8 @@
 # make run, make test, make lint, make bench: each first sets up .venv when it is missing or out of date.
-# Another interpreter: make PYTHON=python3.12 …   An MPI of your own: make EXTRAS=models,test,lint …
+# Another interpreter: make PYTHON=python3.12 …   An MPI of your own: make EXTRAS=models,radical,test,lint …
 
 PYTHON ?= python3
-EXTRAS ?= mpich,models,test,lint
+EXTRAS ?= mpich,models,radical,test,lint
 comma := ,
 VENV := $(CURDIR)/.venv
 STAMP := $(VENV)/.aaflow-$(subst $(comma),-,$(EXTRAS))

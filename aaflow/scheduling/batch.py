@@ -174,6 +174,16 @@ def seconds_of(walltime: str) -> int:
     return (hours * 60 + minutes) * 60 + seconds
 
 
+def find_slurm_job(name: str) -> str | None:
+    """The id of this user's job of that name, waiting, running or just over; None where Slurm knows none."""
+    command = ["squeue", "--noheader", "--me", "--states=all", f"--name={name}", "--format=%i"]
+    try:
+        found = _call(command).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found[0] if found else None
+
+
 def ask(scheduler: str, job: str, *, seconds: float = ANSWER_SECONDS) -> Job | None:
     """What ``slurm`` or ``pbs`` says of a job now; None where it doesn't answer within ``seconds``."""
     command, read = _SCHEDULERS[scheduler]

@@ -16,7 +16,7 @@ from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from parsl.providers.base import ExecutionProvider
 
 from aaflow.errors import SiteError
-from aaflow.runtime.keeper import DRIVER_GONE
+from aaflow.runtime.enginejob import end_without_driver
 from aaflow.runtime.records import note_engine_job
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
@@ -109,7 +109,7 @@ def _provider(site: Site, environment: Mapping[str, str], run_folder: str) -> Ex
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
     init = str(site.provider.get("worker_init", ""))
     if site.scheduler != "local":
-        init = f"{init}\n{_end_without_driver(run_folder)}\n"
+        init = f"{init}\n{end_without_driver(run_folder)}\n"
     common: dict[str, Any] = {
         "worker_init": exports + init,
         "launcher": SimpleLauncher(),
@@ -131,12 +131,6 @@ def _provider(site: Site, environment: Mapping[str, str], run_folder: str) -> Ex
         pbs.run_folder = run_folder
         return cast("ExecutionProvider", pbs)
     raise SiteError(f"site {site.name!r}: pilot 'parsl' has no provider for scheduler {site.scheduler!r}")
-
-
-def _end_without_driver(run_folder: str) -> str:
-    """A line of a job's script that ends it, where its driver died while it waited; the job does not wait for it."""
-    asks = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job"])
-    return f"({asks}; [ $? -ne {DRIVER_GONE} ] || kill -TERM $$) &"
 
 
 def _renamed(options: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

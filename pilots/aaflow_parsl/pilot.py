@@ -6,7 +6,6 @@ import contextlib
 import math
 import textwrap
 import threading
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -19,20 +18,15 @@ from parsl.dataflow.dflow import DataFlowKernel
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
 from parsl.executors.status_handling import BlockProviderExecutor
 
-from aaflow.errors import JobEnded, PilotError
+from aaflow.errors import PilotError
+from aaflow.runtime.enginejob import EngineJob
 from aaflow.runtime.lease import RunLease
-from aaflow.runtime.records import engine_job, note_engine_job
-from aaflow.scheduling.batch import Job, ask
 from aaflow.scheduling.placement import Placement
 from aaflow_parsl.config import LABEL, engine_config
 from aaflow_parsl.tasks import run_stage
 
 #: Seconds that a question to an interchange may take; Parsl itself waits for ever for one that died.
 PATIENCE_SECONDS = 5.0
-#: Seconds between two questions to a batch system about the engine's job.
-JOB_SECONDS = 5.0
-#: Seconds within which it says why a job ended.
-WHY_SECONDS = 8.0
 
 
 class ParslPilot:
@@ -50,10 +44,7 @@ class ParslPilot:
         self._given = data_flow_kernel
         self._labels = list(executors) if executors is not None else None
         self._kernel: DataFlowKernel | None = data_flow_kernel
-        self._scheduler = "local"
-        self._run_folder = ""
-        self._job: Job | None = None
-        self._asked = 0.0
+        self._job: EngineJob | None = None
 
     def start(self, placement: Placement, lease: RunLease) -> None:
         """See :class:`aaflow.pilot.Pilot`.
@@ -67,7 +58,8 @@ class ParslPilot:
             folder.mkdir(mode=0o700)
             config = engine_config(placement.site, groups=groups, folder=folder, environment=lease.keep_engine())
             self._kernel = start_engine(config)
-            self._scheduler, self._run_folder = placement.site.scheduler, lease.run_folder
+            if placement.site.scheduler != "local":
+                self._job = EngineJob(lease.run_folder)
             limit_waiting(own_executor(self._kernel))
             self._labels = [LABEL]
             return
@@ -87,7 +79,8 @@ class ParslPilot:
     def check(self, *, anew: bool = False) -> None:
         """See :class:`aaflow.pilot.Pilot`."""
         assert self._kernel is not None
-        self._check_job(anew)
+        if self._job is not None:
+            self._job.look(anew=anew)
         for label in self._labels or ():
             executor = self._kernel.executors[label]
             if interchange_died(executor):
@@ -101,21 +94,6 @@ class ParslPilot:
                 ends = ", ".join(block.state.name for block in blocks)
                 raise PilotError(f"the job of Parsl's executor {LABEL!r} ended ({ends})")
 
-    def _check_job(self, anew: bool) -> None:
-        """Look after the batch job of an engine of our own."""
-        now = time.monotonic()
-        if self._scheduler == "local" or self._kernel is None or (now - self._asked < JOB_SECONDS and not anew):
-            return
-        for job in list(own_executor(self._kernel).job_ids_to_block):
-            self._job, self._asked = ask(self._scheduler, job), now
-            while anew and self._job is not None and self._job.state == "ending":
-                if time.monotonic() - now > WHY_SECONDS:
-                    raise JobEnded(self._job.words, job=job, walltime=False)
-                time.sleep(0.5)
-                self._job = ask(self._scheduler, job) or self._job
-            if self._job is not None and self._job.over:
-                raise JobEnded(self._job.words, job=job, walltime=self._job.walltime)
-
     def status(self) -> str:
         """See :class:`aaflow.pilot.Pilot`: where the batch job of an engine of our own is."""
         return self._job.words if self._job is not None else ""
@@ -125,8 +103,8 @@ class ParslPilot:
         if self._given is None and self._kernel is not None:
             end_engine(self._kernel)
             self._kernel = None
-            if (job := engine_job(self._run_folder)) is not None:
-                note_engine_job(self._run_folder, *job, over=True)
+            if self._job is not None:
+                self._job.ended()
 
 
 def start_engine(config: Config) -> DataFlowKernel:

@@ -100,7 +100,9 @@ class Ingestion:
         options = ["--pilot", pilot, "--ranks", str(RANKS), "--run-folder", str(self.folder / "runs"), "--json"]
         return [sys.executable, "-m", "aaflow.cli.main", "run", str(workflow), *options]
 
-    def start(self, command: list[str], **environment: str) -> subprocess.Popen[str]:
+    def start(
+        self, command: list[str], stdin: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE, **environment: str
+    ) -> subprocess.Popen[str]:
         environment["TMPDIR"] = str(self.temporary)
         environment["FAULTS_TOKEN"] = self.token
         environment["PYTHONPATH"] = os.pathsep.join(
@@ -110,9 +112,9 @@ class Ingestion:
             command,
             env={**os.environ, **environment},
             cwd=self.folder,
-            stdin=subprocess.DEVNULL,
+            stdin=stdin,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             text=True,
             start_new_session=True,
         )
@@ -120,7 +122,7 @@ class Ingestion:
     def run(self, pilot: str) -> Ended:
         """Run the command to its end."""
         process = self.start(self.command(pilot))
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=150)
         return Ended(process.returncode, out, err)
 
     def complete(self) -> Path:
@@ -220,6 +222,8 @@ def find_parts(run_folder: Path, driver: int, alive: list[Process]) -> dict[str,
     assert own is not None
     parts["driver"] = own
     if parent(parts["keeper"]) == own:
+        return parts
+    if any("radical" in command_line(process) for process in alive):
         return parts
     parts["worker"] = parent(parts["keeper"])
     parts["pool"] = parent(parts["worker"])

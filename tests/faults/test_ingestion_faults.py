@@ -95,7 +95,8 @@ def test_whoever_is_killed_the_command_says_so_and_the_rerun_goes_on(
     expect_rerun_goes_on(halted, undisturbed, halted.ingestion.complete)
 
 
-@pytest.mark.parametrize("pilot", ["local", "parsl"])
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("pilot", ["local", "parsl", "radical"])
 def test_a_second_run_is_refused_until_the_driver_of_the_first_is_killed(
     halt: Halt, undisturbed: str, pilot: str
 ) -> None:
@@ -167,6 +168,34 @@ def test_an_interchange_that_dies_while_it_starts_ends_the_run(ingestion: Ingest
     assert err == "aaflow: Parsl's interchange of executor 'aaflow' died while it started\n"
     assert ingestion.alive() == []
     assert list(ingestion.temporary.rglob("*")) == []
+
+
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_a_session_of_radical_pilot_that_ends_before_its_agent_is_up_ends_the_run(
+    ingestion: Ingestion, how: str
+) -> None:
+    command = ingestion.start(ingestion.command("radical"))
+
+    def find() -> list[Process]:
+        return [process for process in ingestion.alive() if "aaflow_radical.engine" in command_line(process)]
+
+    wait_for(lambda: any("radical-pilot-bridge" in command_line(process) for process in ingestion.alive()))
+    if how == "killed":
+        processes.kill(find()[0])
+    else:
+        os.killpg(command.pid, signal.SIGINT)
+    out, err = command.communicate(timeout=BUDGET + 5)
+    if how == "killed":
+        says = (
+            r"aaflow: the process of RADICAL-Pilot's session died \(exit code -9; .*\) before stage 'load.*' was done"
+        )
+        assert re.match(says, err), err
+        assert (command.returncode, out) == (1, "")
+    else:
+        assert Ended(command.returncode, out, err) == Ended(130, "", "aaflow: interrupted\n")
+    assert ingestion.alive() == []
+    assert list(ingestion.temporary.rglob("*")) == []
+    assert ingestion.content()[0] == 1
 
 
 @pytest.mark.parametrize("pilot", ["local", "parsl"])

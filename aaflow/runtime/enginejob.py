@@ -1,0 +1,66 @@
+"""The batch job that carries an engine, as a pilot on another node sees it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+
+from aaflow.errors import JobEnded
+from aaflow.runtime.keeper import DRIVER_GONE
+from aaflow.runtime.records import engine_job, note_engine_job
+from aaflow.scheduling.batch import ask
+
+#: Seconds between two questions to a batch system.
+JOB_SECONDS = 5.0
+#: Seconds within which it says why a job ended.
+WHY_SECONDS = 8.0
+
+
+class EngineJob:
+    """Looks after the job that is noted in a run folder, as soon as one is.
+
+    Attributes:
+        words: where it is, for a person; empty while nobody knows.
+    """
+
+    def __init__(self, run_folder: str) -> None:
+        self._run_folder = run_folder
+        self._asked = 0.0
+        self.words = ""
+
+    def look(self, *, anew: bool = False) -> None:
+        """Ask the batch system, every few seconds.
+
+        Args:
+            anew: ask it now: something has failed.
+
+        Raises:
+            JobEnded: the job is over; says why.
+        """
+        began = time.monotonic()
+        noted = engine_job(self._run_folder) if anew or began - self._asked >= JOB_SECONDS else None
+        if noted is None:
+            return
+        scheduler, job = noted
+        self._asked = began
+        found = ask(scheduler, job)
+        while anew and found is not None and found.state == "ending" and time.monotonic() - began <= WHY_SECONDS:
+            time.sleep(0.5)
+            found = ask(scheduler, job) or found
+        if found is None:
+            return
+        self.words = found.words
+        if found.over or (anew and found.state == "ending"):
+            raise JobEnded(found.words, job=job, walltime=found.walltime)
+
+    def ended(self) -> None:
+        """Note that it is over: the engine has ended it."""
+        if (noted := engine_job(self._run_folder)) is not None:
+            note_engine_job(self._run_folder, *noted, over=True)
+
+
+def end_without_driver(run_folder: str, signal: str = "TERM") -> str:
+    """A line of a job's script that ends it, where its driver died while it waited; the job does not wait for it."""
+    asks = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job"])
+    return f"({asks}; [ $? -ne {DRIVER_GONE} ] || kill -{signal} $$) &"

@@ -1,0 +1,124 @@
+"""A session of RADICAL-Pilot in a process of its own: ``python -m aaflow_radical.engine FOLDER``.
+
+A session forks, logs, changes signals and its working directory's content, and reads its settings from the environment
+of its process. Here it has one that is made for it, in which all that it starts carries the marks by which a run's
+keeper finds it. Orders come as lines of JSON on stdin (``[RUN_FOLDER, STAGE]``), events go as lines to stdout (see
+:data:`aaflow_radical.groups.Tell`); the end of stdin ends the session and the pilot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from site import getuserbase
+from typing import Any
+
+from aaflow.pilot import import_folders
+from aaflow.runtime.enginejob import end_without_driver
+from aaflow.scheduling.interface import interface_address
+from aaflow.scheduling.site import Site
+from aaflow_radical.resource import configure, search_path
+
+#: What a batch job writes its id into, in an engine's folder.
+JOB_FILE = "job"
+
+
+def start_engine(site: Site, folder: Path, job: str, marks: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Write an engine's settings into a new folder and start it.
+
+    Args:
+        site: where.
+        folder: for all of its files, in the run folder.
+        job: name of its batch job, as far as Slurm goes.
+        marks: variables that its processes carry.
+
+    Raises:
+        PilotError: RADICAL-Pilot can't work in this folder.
+        SiteError: RADICAL-Pilot can't use this site.
+    """
+    # A folder for temporary files is one of this node, and a batch job has its own.
+    told = {name: value for name, value in marks.items() if site.scheduler == "local" or name != "TMPDIR"}
+    described = configure(site, folder, environment=told, begin=_begin(site, folder))
+    (folder / "pilot.json").write_text(json.dumps(described))
+    with (folder / "engine.log").open("w", encoding="utf-8") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "aaflow_radical.engine", str(folder)],
+            cwd=folder,
+            env={**engine_environment(site, folder, marks), "SBATCH_JOB_NAME": job},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            # Ctrl-C is for the driver, which ends its engine.
+            start_new_session=True,
+        )
+
+
+def _begin(site: Site, folder: Path) -> str:
+    """What a batch job does first: it says which it is, and ends itself where its driver died while it waited."""
+    if site.scheduler == "local":
+        return ""
+    job = shlex.quote(str(folder / JOB_FILE))
+    paths = shlex.quote(os.pathsep.join(import_folders()))
+    return (
+        f"echo ${{SLURM_JOB_ID:-$PBS_JOBID}} > {job}.new && mv {job}.new {job}\n"
+        # RADICAL-Pilot's script goes on after SIGTERM.
+        f"(export PYTHONPATH={paths}; {end_without_driver(str(folder.parent), 'KILL')})\n"
+    )
+
+
+def engine_environment(site: Site, folder: Path, marks: Mapping[str, str]) -> dict[str, str]:
+    """The environment of an engine: this one, with RADICAL-Pilot's files in a folder and its programs on PATH."""
+    environment = {**os.environ, **marks, "PATH": search_path(), "PWD": str(folder)}
+    # PSI/J keeps its scripts in the home folder, from which Python may import; setup.sh gives tasks the user's own.
+    environment |= {"HOME": str(folder), "PYTHONUSERBASE": getuserbase()}
+    # Counters and caches; the user's own resource descriptions and settings are left out of it.
+    environment["RADICAL_BASE"] = environment["RADICAL_CONFIG_USER_DIR"] = str(folder)
+    for name in ("PYTHONHOME", "RADICAL_PILOT_PROXY_URL", "RADICAL_PILOT_BASE", "RADICAL_PILOT_SESSION_BASE"):
+        environment.pop(name, None)
+    # The agent activates what this names.
+    environment.pop("VIRTUAL_ENV", None)
+    if sys.prefix != sys.base_prefix:
+        environment["VIRTUAL_ENV"] = sys.prefix
+    if site.scheduler != "local":
+        environment["RADICAL_PILOT_PROXY_HOST"] = interface_address(site.interface)
+    return environment
+
+
+def main(folder: Path) -> None:
+    """Hold a session until stdin ends."""
+    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever else is printed goes to the log
+
+    def tell(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    try:
+        import radical.pilot as rp
+
+        from aaflow_radical.groups import Groups
+
+        session = rp.Session()
+        pilots, tasks = rp.PilotManager(session), rp.TaskManager(session)
+        described = json.loads((folder / "pilot.json").read_text(encoding="utf-8"))
+        pilot = pilots.submit_pilots(rp.PilotDescription(described))
+        tasks.add_pilots(pilot)
+        groups = Groups(tasks, pilot, tell)
+    except Exception as error:
+        tell({"failed": f"{type(error).__name__}: {error}"})
+        raise
+    for line in sys.stdin:
+        groups.submit(*json.loads(line))
+    groups.close()
+    session.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,211 @@
+"""From a site and a placement to what RADICAL-Pilot is told."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import radical.pilot as rp
+
+import aaflow
+from aaflow import errors
+from aaflow.errors import PilotError, SiteError, StageError
+from aaflow.runtime import records
+from aaflow.scheduling.site import AcceleratorKind, Node, Site
+from aaflow.scheduling.slot import Accelerators, Slot
+from aaflow_radical.pilot import RadicalPilot
+from aaflow_radical.resource import RESOURCE, configure, pilot_description, resource_description, setup_script
+from aaflow_radical.task import read_result, result_path
+from aaflow_radical.tasks import slots_of, task_description
+
+GPUS = AcceleratorKind("cuda", ("4", "5"), "CUDA_VISIBLE_DEVICES")
+SITE = Site(
+    name="test", description="", nodes=4, node=Node(tuple(range(2, 8)), 8 << 30, None), oversubscribe=False,
+    scheduler="slurm", launcher="srun", launcher_options=(), communicator="mpi", pilot="radical",
+    provider={"account": "m123", "queue": "regular", "qos": "debug", "constraint": "cpu", "walltime": "01:20:30",
+              "worker_init": "module load mpi"},
+)  # fmt: skip
+LOCAL = replace(SITE, nodes=1, scheduler="local", launcher="mpiexec", provider={})
+
+
+def placed(site: Site, slots: dict[str, list[Slot]]) -> Any:
+    """A placement as far as its slots go."""
+    plan: Any = None
+    return aaflow.Placement(plan, site, {stage: tuple(ranks) for stage, ranks in slots.items()}, False)
+
+
+def nodes(number: int, cores: int = 8, gpus: int = 0) -> list[rp.Node]:
+    names = ("login", "ada", "bob", "cyd")
+    return [
+        rp.Node({"index": n, "name": names[n], "cores": [0.0] * cores, "gpus": [0.0] * gpus, "lfs": 0, "mem": 0})
+        for n in range(number)
+    ]
+
+
+def test_radical_pilot_finds_the_site_in_the_folder_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    described = configure(SITE, tmp_path / "radical")
+    (written,) = (tmp_path / "radical").rglob("resource_*.json")
+    assert json.loads(written.read_text()) == resource_description(SITE, tmp_path / "radical")
+    assert described == pilot_description(SITE)
+    assert list(home.iterdir()) == []
+    rp.PilotDescription(described).verify()
+
+
+def test_cores_that_the_site_keeps_back_are_blocked(tmp_path: Path) -> None:
+    (told,) = resource_description(replace(SITE, node=replace(SITE.node, accelerators=GPUS)), tmp_path).values()
+    assert (told["cores_per_node"], told["gpus_per_node"]) == (8, 2)
+    assert told["system_architecture"]["blocked_cores"] == [0, 1]
+    assert told["system_architecture"]["exclusive"]
+    assert told["system_architecture"]["options"] == ["cpu"]
+    assert told["default_remote_workdir"] == str(tmp_path)
+    assert "fake_resources" not in told
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "launcher", "manager", "endpoint", "method"),
+    [
+        ("local", "mpiexec", "FORK", "fork://localhost/", "MPIEXEC"),
+        ("slurm", "srun", "SLURM", "slurm://localhost/", "SRUN"),
+        ("slurm", "intelmpi", "SLURM", "slurm://localhost/", "MPIEXEC"),
+        ("pbs", "pals", "PBSPRO", "pbspro://localhost/", "MPIEXEC"),
+    ],
+)
+def test_schedulers_and_launchers_by_radical_pilot_s_names(
+    scheduler: str, launcher: str, manager: str, endpoint: str, method: str, tmp_path: Path
+) -> None:
+    site = replace(LOCAL if scheduler == "local" else SITE, scheduler=scheduler, launcher=launcher)
+    (told,) = resource_description(site, tmp_path).values()
+    assert told["resource_manager"] == manager
+    assert told["schemas"][told["default_schema"]]["job_manager_endpoint"] == endpoint
+    assert told["launch_methods"]["order"][-1] == method
+    assert (
+        told["launch_methods"][method]["pre_exec_cached"] == told["pre_bootstrap_0"][:1] == [f". {tmp_path}/setup.sh"]
+    )
+
+
+def test_a_batch_job_gets_the_options_of_the_site() -> None:
+    told = pilot_description(SITE)
+    assert (told["resource"], told["nodes"], told["runtime"]) == (RESOURCE, 4, 81)
+    assert (told["project"], told["queue"]) == ("m123", "regular:debug")
+    assert not told["exit_on_error"]
+
+
+def test_options_that_radical_pilot_has_no_word_for_are_refused(tmp_path: Path) -> None:
+    site = replace(SITE, provider={**SITE.provider, "scheduler_options": "#SBATCH --mail-type=END"})
+    with pytest.raises(SiteError, match=r"site 'test': pilot 'radical' can't hand provider.scheduler_options to slurm"):
+        configure(site, tmp_path / "radical")
+
+
+def test_a_folder_that_its_scripts_would_take_apart_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PilotError, match="letters, digits"):
+        configure(LOCAL, tmp_path / "my runs")
+    assert not (tmp_path / "my runs").exists()
+
+
+@pytest.mark.parametrize("site", [LOCAL, SITE])
+def test_a_shell_that_has_reset_its_path_finds_this_environment_s_programs(site: Site, tmp_path: Path) -> None:
+    setup = setup_script(replace(site, provider={"worker_init": "LOADED=mpi"}), {"AAFLOW_RUN": "a b"})
+    (tmp_path / "setup.sh").write_text(setup)
+    script = f"PATH=/usr/bin:/bin; . {tmp_path}/setup.sh; echo $AAFLOW_RUN$LOADED; command -v radical-pilot-agent_0"
+    said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said[0] == ("a b" if site is LOCAL else "a bmpi")
+    assert Path(said[1]).name == "radical-pilot-agent_0"
+
+
+def test_every_rank_has_its_slot_by_node_core_and_device() -> None:
+    site = replace(SITE, node=replace(SITE.node, accelerators=GPUS))
+    seen = Accelerators("cuda", ("5",), "CUDA_VISIBLE_DEVICES")
+    placement = placed(site, {"embed": [Slot(0, (2, 3), None, 1), Slot(2, (4, 5), seen, 1)]})
+    first, second = slots_of(placement, "embed", nodes(3, gpus=2))
+    assert (first.node_index, first.node_name, [core.index for core in first.cores]) == (0, "login", [2, 3])
+    assert (second.node_index, second.node_name, [core.index for core in second.cores]) == (2, "bob", [4, 5])
+    assert (first.gpus, [gpu.index for gpu in second.gpus]) == ([], [1])
+    assert {core.occupation for core in (*first.cores, *second.cores)} == {1.0}
+
+
+def test_ranks_that_share_a_core_have_parts_of_it_and_leave_it_free() -> None:
+    placement = placed(LOCAL, {"load": [Slot(0, (2,), None, 1)] * 2, "embed": [Slot(0, (2,), None, 1)]})
+    there = nodes(1)
+    taken = []
+    for stage in placement.slots:
+        for slot in slots_of(placement, stage, there):
+            there[0].allocate_slot(slot)
+            taken.append(slot)
+    assert [slot.cores[0].occupation for slot in taken] == [0.25] * 3
+    for slot in taken:
+        there[0].deallocate_slot(slot)
+    assert there[0].cores[2].occupation == 0
+
+
+@pytest.mark.parametrize(
+    ("slot", "taken", "said"),
+    [
+        (Slot(2, (2,), None, 1), (), r"stage 'load' has a rank on node 2; the pilot has 2 node\(s\)"),
+        (Slot(0, (8,), None, 1), (), "core 8 of node login, which this pilot has not"),
+        (Slot(1, (3,), None, 1), (3,), "core 3 of node ada, which another task of this pilot has"),
+    ],
+)
+def test_slots_that_would_wedge_the_agent_are_refused(slot: Slot, taken: tuple[int, ...], said: str) -> None:
+    there = nodes(2)
+    for core in taken:
+        there[1].cores[core].occupation = 1.0
+    with pytest.raises(PilotError, match=said):
+        slots_of(placed(SITE, {"load": [slot]}), "load", there)
+
+
+def test_a_blocked_core_is_refused() -> None:
+    there = nodes(1)
+    there[0].cores[2].occupation = rp.constants.DOWN
+    with pytest.raises(PilotError, match="core 2 of node login, which this pilot has not"):
+        slots_of(placed(SITE, {"load": [Slot(0, (2,), None, 1)]}), "load", there)
+
+
+def test_a_task_is_a_stage_with_its_ranks_and_slots() -> None:
+    placement = placed(LOCAL, {"embed": [Slot(0, (2, 3), None, 1), Slot(0, (4, 5), None, 1)]})
+    slots = slots_of(placement, "embed", nodes(1))
+    made = task_description(
+        "embed", slots, uid="aaflow.1", pilot="pilot.0000", run_folder="/runs/one", python="/env/bin/python",
+        rank_python="/gpu/bin/python", environment={"PYTHONPATH": "/my folder"},
+    )  # fmt: skip
+    made.verify()
+    assert (made.name, made.ranks, made.cores_per_rank, made.gpus_per_rank) == ("embed", 2, 2, 0.0)
+    assert [slot.cores[0].index for slot in made.slots] == [2, 4]
+    (launched,) = made.pre_launch
+    words = shlex.split(launched)
+    assert words == [
+        *("exec", "env", "PYTHONPATH=/my folder"),
+        *("/env/bin/python", "-m", "aaflow_radical.task", "/runs/one", "embed"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        StageError("a rank died", stage="load", rank=1, log="/runs/one/logs/load.out"),
+        errors.JobEnded("the job is over", job="12", walltime=True),
+        SiteError("there is no mpiexec"),
+    ],
+)
+def test_the_error_of_a_group_comes_back_as_it_is(error: errors.AaflowError, tmp_path: Path) -> None:
+    assert read_result(str(tmp_path), "load") is None
+    record = {"error": type(error).__name__, "words": str(error), "fields": vars(error)}
+    records.write(result_path(str(tmp_path), "load"), record)
+    with pytest.raises(type(error)) as caught:
+        read_result(str(tmp_path), "load")
+    assert (str(caught.value), vars(caught.value)) == (str(error), vars(error))
+
+
+def test_session_task_manager_and_pilot_are_given_together() -> None:
+    task_manager: Any = object()
+    with pytest.raises(PilotError, match="together, or none"):
+        RadicalPilot(task_manager=task_manager)
