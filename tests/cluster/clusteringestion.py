@@ -25,20 +25,22 @@ class ClusterIngestion(Ingestion):
     options: tuple[str, ...] = ("--ranks", str(RANKS), "--json")
     walltime: str = "00:10:00"
     nodes: int = 4
+    pilot: str = "parsl"
 
     def command(self, pilot: str) -> list[str]:
         given = super().command(pilot)
         if pilot == "local":
             return given
         assert self.cluster is not None
-        runs, changes = self.folder / "runs", {"interconnect": '"hsn0"', "nodes": str(self.nodes)}
-        site = self.cluster.site_file(self.folder / "virtual.toml", runs, self.walltime, **changes)
+        changes = {"interconnect": '"hsn0"', "nodes": str(self.nodes), "pilot": f'"{self.pilot}"'}
+        path, runs = self.folder / "virtual.toml", self.folder / "runs"
+        site = self.cluster.site_file(path, runs, self.walltime, **changes)
         workflow = given[: given.index("--pilot")]
         return self.cluster.on("login", [*workflow, "--site", str(site), *self.options], self.folder)
 
     def launch(self, **environment: str) -> subprocess.Popen[str]:
         assert self.cluster is not None
-        return self.start(self.command("parsl"), **self.cluster.environment, **environment)
+        return self.start(self.command(self.pilot), **self.cluster.environment, **environment)
 
     def run(self, pilot: str = "parsl", **environment: str) -> Ended:
         return ended(self.launch(**environment))

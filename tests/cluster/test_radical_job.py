@@ -1,0 +1,28 @@
+"""RADICAL-Pilot from the login node: its pilot is a job of Slurm, made from the site file."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from clusteringestion import ClusterIngestion
+from ingestions import wait_for
+from virtualcluster import VirtualCluster
+
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(400)]
+
+
+def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
+    ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
+) -> None:
+    ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4")
+    ended = ingestion.run()
+    assert ended.code == 0, ended
+    said = " ".join(ended.err.split())
+    assert re.search(r"Slurm job \d+ runs on node\[\d-\d\] RADICAL-Pilot's agent is up .*done in", said)
+    assert ingestion.content() == (2, undisturbed)
+    ranks = sorted((ingestion.run_folder() / "ranks").glob("*.json"))
+    assert len({json.loads(path.read_text())["host"] for path in ranks}) == 2
+    ingestion.expect_nothing_alive(10)
+    wait_for(lambda: not cluster.run(["squeue", "--noheader"]).stdout.strip(), 20)
