@@ -1,10 +1,10 @@
 """aaflow inside a Parsl program: simulations write reports, aaflow indexes them as they finish, an app reads answers.
 
-The program loads its own Parsl configuration, as any Parsl program does. Each batch of reports is indexed as soon as
-its simulations are done, while others still run; the question waits for all of them. Nothing here waits by hand: the
-futures say what follows what.
+The program loads a Parsl configuration, as any Parsl program does: here that of a site, so that it runs on this machine
+or from a cluster's login node. Each batch of reports is indexed as soon as its simulations are done, while others still
+run; the question waits for all of them. Nothing here waits by hand: the futures say what follows what.
 
-    python apps/parsl_workflow.py FOLDER
+    python apps/parsl_workflow.py FOLDER [SITE]
 """
 
 from __future__ import annotations
@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import parsl
-from parsl.config import Config
-from parsl.executors import HighThroughputExecutor
-from parsl.providers import LocalProvider
 
 import aaflow
 import aaflow_parsl
@@ -66,22 +63,18 @@ def index_reports(index: Path) -> Any:
     return workflow
 
 
-def main(folder: Path) -> dict[str, Any]:
-    """Run the whole program in a folder; give the answer."""
+def main(folder: Path, site: str = "local") -> dict[str, Any]:
+    """Run the whole program in a folder, which all nodes of the site share; give the answer."""
     reports, index = folder / "reports", folder / "index"
     reports.mkdir(parents=True, exist_ok=True)
-    executor = HighThroughputExecutor(
-        label="node", address="127.0.0.1", encrypted=True, max_workers_per_node=2, cores_per_worker=1e-6,
-        provider=LocalProvider(init_blocks=1, max_blocks=1),
-    )  # fmt: skip
-    with parsl.load(Config(executors=[executor], run_dir=str(folder / "parsl"), strategy_period=0.1, usage_tracking=0)):
+    with parsl.load(aaflow_parsl.configure(site, folder / "parsl", workers=2)):
         updates: list[Any] = []
         for batch in range(BATCHES):
             balls = [simulate(batch * BATCH + number, str(reports)) for number in range(BATCH)]
             # An index has one writer at a time: each update comes after the one before it.
             inputs = [*balls, *updates[-1:]]
             updates.append(
-                aaflow_parsl.submit(index_reports(index), inputs=inputs, ranks=2, run_folder=folder / "runs")
+                aaflow_parsl.submit(index_reports(index), inputs=inputs, site=site, ranks=2, run_folder=folder / "runs")
             )
         answer = read_answer(str(index), "Which ball has a restitution of 0.85?", inputs=updates)
         result: dict[str, Any] = answer.result()
@@ -89,5 +82,6 @@ def main(folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for name, value in main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo/parsl-workflow")).items():
+    where, *sites = sys.argv[1:] or ["demo/parsl-workflow"]
+    for name, value in main(Path(where).absolute(), *sites[:1]).items():
         print(f"{name}: {value}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
@@ -79,7 +79,11 @@ def write_passages(folder: Path, passages: int) -> int:
 
 
 #: By the name of a corpus, what writes it into a new folder (given bytes, or passages) and what embeds it.
-CORPORA = {"texts": (write_texts, "hash"), "records": (write_records, "hash"), "minilm": (write_passages, "minilm")}
+CORPORA: dict[str, tuple[Callable[[Path, int], int], str]] = {
+    "texts": (write_texts, "hash"),
+    "records": (write_records, "hash"),
+    "minilm": (write_passages, "minilm"),
+}
 
 
 def words(size: int, seed: int) -> str:

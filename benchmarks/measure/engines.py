@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -150,14 +149,17 @@ class BareParsl(Bare):
 
 
 class BareRadical:
-    """RADICAL-Pilot: a task of so many ranks, on its resource for this machine."""
+    """RADICAL-Pilot: a task of so many ranks, on aaflow's resource: its own does not find an ``mpiexec`` of pip."""
 
     def __init__(self, folder: Path, rank: Path) -> None:
-        # Its agent and its scripts are to come from this environment.
-        os.environ["VIRTUAL_ENV"] = sys.prefix
-        os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
-        os.environ.update({"HOME": str(folder), "RADICAL_BASE": str(folder), "RADICAL_LOG_LVL": "OFF"})
-        os.chdir(folder)
+        from aaflow.scheduling.sitefile import load_site
+        from aaflow_radical.engine import engine_environment
+        from aaflow_radical.resource import configure
+
+        site, files = load_site("local"), folder / "radical"
+        self._described = configure(site, files)
+        os.environ.update(engine_environment(site, files, {}))
+        os.chdir(files)
         import radical.pilot  # noqa: F401
 
         self._rank = str(rank)
@@ -170,8 +172,7 @@ class BareRadical:
 
         self._session = rp.Session()
         pilots, self._tasks = rp.PilotManager(self._session), rp.TaskManager(self._session)
-        wanted = {"resource": "local.localhost", "runtime": 10, "cores": os.cpu_count(), "exit_on_error": False}
-        self._tasks.add_pilots(pilots.submit_pilots(rp.PilotDescription(wanted)))
+        self._tasks.add_pilots(pilots.submit_pilots(rp.PilotDescription(self._described)))
 
     def run_group(self, number: int) -> None:
         """See :class:`Engine`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -9,14 +10,11 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from aaflow.compiler.volumes import bytes_between_nodes
 from aaflow.scheduling.placement import Placement
 from measure.corpus import words
-
-if TYPE_CHECKING:
-    from virtualcluster import VirtualCluster
 
 NODES = (1, 2, 4)
 RANKS_PER_NODE = 2
@@ -55,12 +53,14 @@ class Ingestion:
 def ingestions(megabytes: int, rounds: int) -> list[Ingestion]:
     """Ingest a file of records of so many MB by every plan on 1, 2 and 4 nodes, in turns."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "cluster"))
-    from virtualcluster import VirtualCluster, forbidden, lacking
-
-    if why := lacking() or forbidden():
+    virtual = importlib.import_module("virtualcluster")
+    if why := virtual.lacking() or virtual.forbidden():
         raise SystemExit(why)
     runs = []
-    with tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as name, VirtualCluster(max(NODES)) as cluster:
+    with (
+        tempfile.TemporaryDirectory(prefix="nodes-", dir="/tmp") as name,
+        virtual.VirtualCluster(max(NODES)) as cluster,
+    ):
         folder = Path(name)
         write_records(folder / "docs", megabytes)
         for number in range(rounds):
@@ -78,12 +78,14 @@ def write_records(folder: Path, megabytes: int) -> None:
             file.write(json.dumps({"id": str(number), "text": words(970, number)}) + "\n")
 
 
-def ingest(cluster: VirtualCluster, docs: Path, folder: Path, plan: str, nodes: int) -> Ingestion:
-    """One run, from the login node."""
+def ingest(
+    cluster: Any, docs: Path, folder: Path, plan: str, nodes: int, ranks_per_node: int = RANKS_PER_NODE
+) -> Ingestion:
+    """One run, from the login node of a ``VirtualCluster``."""
     folder.mkdir()
     changes = {"nodes": str(nodes), "interconnect": f'"{FABRIC}"', "encrypted_edges": "false"}
     site = cluster.site_file(folder / "virtual.toml", folder / "runs", **changes)
-    ranks = nodes * RANKS_PER_NODE
+    ranks = nodes * ranks_per_node
     command = [sys.executable, "-m", "aaflow.cli.main", "ingest", str(docs), "--index", str(folder / "index")]
     command += ["--site", str(site), "--ranks", str(ranks), "--embedder", "hash", "--json", *PLANS[plan]]
     cluster.wait_for_idle(60)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from parsl.config import Config
 from parsl.executors import HighThroughputExecutor
@@ -20,8 +20,28 @@ from aaflow.runtime.enginejob import end_without_driver
 from aaflow.runtime.records import note_engine_job
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
+from aaflow.scheduling.sitefile import load_site
 
 LABEL = "aaflow"
+
+
+def configure(site: str | Site, folder: str | Path, *, workers: int) -> Config:
+    """The configuration of a site for a Parsl program of your own, which loads it and gives aaflow the same site.
+
+    It has one executor, ``aaflow``, with one block of all nodes of the site, whose workers run on its first node; the
+    launchers of task groups spread their ranks.
+
+    Args:
+        site: a site or its name.
+        folder: for Parsl's own files; on a cluster one that all nodes share.
+        workers: apps that run at once; a task group of aaflow takes one, too.
+
+    Raises:
+        SiteError: the site is unknown, or its scheduler or interface is.
+    """
+    there = site if isinstance(site, Site) else load_site(site)
+    provider = _provider(there, str(there.provider.get("worker_init", "")), SlurmProvider, PBSProProvider)
+    return _config(there, workers, Path(folder).absolute(), provider, [])
 
 
 def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping[str, str]) -> Config:
@@ -36,23 +56,38 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
     Raises:
         SiteError: the site's scheduler or interface is unknown.
     """
+    marked = ["env", *(f"{name}={value}" for name, value in environment.items())]
+    # A folder for temporary files is one of this node, and a batch job has its own.
+    told = {name: value for name, value in environment.items() if site.scheduler == "local" or name != "TMPDIR"}
+    init = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
+    init += str(site.provider.get("worker_init", ""))
+    if site.scheduler != "local":
+        init = f"{init}\n{end_without_driver(str(folder.parent))}\n"
+    provider = _provider(site, init, NotedSlurm, NotedPBS)
+    if isinstance(provider, _Noted):
+        provider.run_folder = str(folder.parent)
+    # In a session of its own: Ctrl-C is for the driver, which ends its engine.
+    return _config(site, groups, folder, provider, [*marked, "setsid"])
+
+
+def _config(
+    site: Site, workers: int, folder: Path, provider: ExecutionProvider, interchange_prefix: Sequence[str]
+) -> Config:
     # Scripts of Parsl lie beside the interpreter, which need not be on PATH.
     scripts = Path(sys.executable).parent
-    marked = ["env", *(f"{name}={value}" for name, value in environment.items())]
     executor = HighThroughputExecutor(
         label=LABEL,
         address=interface_address(site.interface),
         encrypted=True,
-        provider=_provider(site, environment, str(folder.parent)),
-        max_workers_per_node=groups,
+        provider=provider,
+        max_workers_per_node=workers,
         # A worker only starts a group and waits for it; the group's ranks pin themselves to cores of their own.
         cores_per_worker=1e-6,
         cpu_affinity="none",
         heartbeat_period=2,
         heartbeat_threshold=10,
         worker_logdir_root=str(folder),
-        # In a session of its own: Ctrl-C is for the driver, which ends its engine.
-        interchange_launch_cmd=[*marked, "setsid", *_beside(scripts, DEFAULT_INTERCHANGE_LAUNCH_CMD)],
+        interchange_launch_cmd=[*interchange_prefix, *_beside(scripts, DEFAULT_INTERCHANGE_LAUNCH_CMD)],
         launch_cmd=" ".join(_beside(scripts, DEFAULT_LAUNCH_CMD.split())),
     )
     return Config(
@@ -103,33 +138,24 @@ class NotedPBS(_Noted, PBSProProvider):
     scheduler = "pbs"
 
 
-def _provider(site: Site, environment: Mapping[str, str], run_folder: str) -> ExecutionProvider:
-    # A folder for temporary files is one of this node, and a batch job has its own.
-    told = {name: value for name, value in environment.items() if site.scheduler == "local" or name != "TMPDIR"}
-    exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
-    init = str(site.provider.get("worker_init", ""))
-    if site.scheduler != "local":
-        init = f"{init}\n{end_without_driver(run_folder)}\n"
+def _provider(
+    site: Site, init: str, slurm: type[SlurmProvider], pbs: type[PBSProProvider]
+) -> LocalProvider | SlurmProvider | PBSProProvider:
     common: dict[str, Any] = {
-        "worker_init": exports + init,
+        "worker_init": init,
         "launcher": SimpleLauncher(),
         "init_blocks": 1,
         "min_blocks": 1,
         "max_blocks": 1,
     }
     if site.scheduler == "local":
-        return cast("ExecutionProvider", LocalProvider(**common))
+        return LocalProvider(**common)
     if site.scheduler == "slurm":
         given = _renamed(site.provider, {**_SLURM, **_ALSO})
-        slurm = NotedSlurm(nodes_per_block=site.nodes, exclusive=True, **common, **given)
-        slurm.run_folder = run_folder
-        return cast("ExecutionProvider", slurm)
+        return slurm(nodes_per_block=site.nodes, exclusive=True, **common, **given)
     if site.scheduler == "pbs":
         given = _renamed(site.provider, {**_PBS, **_ALSO})
-        cores = max(site.node.cores) + 1
-        pbs = NotedPBS(nodes_per_block=site.nodes, cpus_per_node=cores, **common, **given)
-        pbs.run_folder = run_folder
-        return cast("ExecutionProvider", pbs)
+        return pbs(nodes_per_block=site.nodes, cpus_per_node=max(site.node.cores) + 1, **common, **given)
     raise SiteError(f"site {site.name!r}: pilot 'parsl' has no provider for scheduler {site.scheduler!r}")
 
 

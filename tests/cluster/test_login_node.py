@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from clusteringestion import RANKS, ClusterIngestion, on_cluster
 from ingestions import Ingestion, wait_for
 from virtualcluster import VirtualCluster
 
+import parsl_workflow
+from aaflow.index import open_index
 from aaflow.scheduling.placement import Placement
 
 # A run here starts up to 16 ranks on the cores of one machine.
@@ -44,6 +48,18 @@ def test_stages_that_stream_to_each_other_share_the_nodes(
     assert ended.code == 0, ended
     assert ingestion.content() == (2, undisturbed)
     assert len(Placement.load(ingestion.run_folder()).slots) >= 4
+
+
+def test_a_parsl_program_runs_from_the_login_node_by_the_name_of_the_site(
+    cluster: VirtualCluster, tmp_path: Path
+) -> None:
+    cluster.site_file(tmp_path / "virtual.toml", tmp_path / "runs", nodes="2")
+    command = [sys.executable, parsl_workflow.__file__, str(tmp_path / "program"), "virtual"]
+    ended = cluster.run(command, env={**os.environ, "AAFLOW_SITES": str(tmp_path)}, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert "source: ball-11.txt" in ended.stdout
+    with open_index(tmp_path / "program" / "index") as index:
+        assert (index.info().documents, index.info().generation) == (12, 3)
 
 
 Disturb = Callable[[ClusterIngestion, VirtualCluster], None]
