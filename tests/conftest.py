@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import signal
 from collections.abc import Iterator
 
@@ -23,4 +26,27 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@contextlib.contextmanager
+def _turn(factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A session of RADICAL-Pilot is some forty processes: test processes beside each other have one at a time."""
+    base = factory.getbasetemp()
+    with (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base).joinpath("radical.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture
+def radical_turn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nobody else has a session of RADICAL-Pilot during this test."""
+    with _turn(tmp_path_factory):
+        yield
+
+
+@pytest.fixture(scope="module")
+def radical_module_turn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nobody else has a session of RADICAL-Pilot during this module."""
+    with _turn(tmp_path_factory):
         yield

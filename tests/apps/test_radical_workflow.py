@@ -10,10 +10,12 @@ import pytest
 import radical_workflow
 from aaflow.index import open_index
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
 
 
-def test_simulations_are_indexed_as_they_finish_in_the_session_that_runs_them(tmp_path: Path) -> None:
+def test_simulations_are_indexed_as_they_finish_in_the_session_that_runs_them(
+    radical_turn: None, tmp_path: Path
+) -> None:
     scripts = Path(sys.executable).parent
     environment = {
         **os.environ,

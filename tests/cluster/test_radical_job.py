@@ -10,11 +10,11 @@ from clusteringestion import ClusterIngestion
 from ingestions import wait_for
 from virtualcluster import VirtualCluster
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
 
 
 def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
-    ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
+    radical_turn: None, ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
 ) -> None:
     ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4")
     ended = ingestion.run()

@@ -95,11 +95,13 @@ def test_whoever_is_killed_the_command_says_so_and_the_rerun_goes_on(
     expect_rerun_goes_on(halted, undisturbed, halted.ingestion.complete)
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("pilot", ["local", "parsl", "radical"])
 def test_a_second_run_is_refused_until_the_driver_of_the_first_is_killed(
-    halt: Halt, undisturbed: str, pilot: str
+    halt: Halt, undisturbed: str, pilot: str, request: pytest.FixtureRequest
 ) -> None:
+    if pilot == "radical":
+        request.getfixturevalue("radical_turn")
     halted = halt(pilot)
     ingestion = halted.ingestion
     second = ingestion.start([*INGEST, str(ingestion.docs), "--index", str(ingestion.index), *INGEST_OPTIONS])
@@ -170,9 +172,10 @@ def test_an_interchange_that_dies_while_it_starts_ends_the_run(ingestion: Ingest
     assert list(ingestion.temporary.rglob("*")) == []
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_a_session_of_radical_pilot_that_ends_before_its_agent_is_up_ends_the_run(
-    ingestion: Ingestion, how: str
+    radical_turn: None, ingestion: Ingestion, how: str
 ) -> None:
     command = ingestion.start(ingestion.command("radical"))
 

@@ -23,7 +23,7 @@ import aaflow
 from aaflow.index import open_index
 from aaflow.runtime import processes, records, sharedfiles
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
 
 PLANS = {"fused": True, "streaming": False}
 PROGRAM = Path(__file__).with_name("radical_program.py")
@@ -70,7 +70,7 @@ class Program:
         hold.mkdir()
         before = set(self.ingestion.run_folders())
         self.tell(run=str(self.placement("fused")))
-        wait_for(lambda: len(list(hold.iterdir())) == 2, 60)
+        wait_for(lambda: len(list(hold.iterdir())) == 2, 120)
         (run_folder,) = set(self.ingestion.run_folders()) - before
         return run_folder
 
@@ -90,7 +90,7 @@ def shared_memory(ingestion: Ingestion) -> set[sharedfiles.SharedFile]:
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
+def program(radical_module_turn: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Program]:
     folder = tmp_path_factory.mktemp("program")
     ingestion = Ingestion(folder, folder / "docs")
     write_documents(ingestion.docs, range(60), edition=1)
