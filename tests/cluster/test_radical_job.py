@@ -10,7 +10,7 @@ from clusteringestion import ClusterIngestion
 from ingestions import wait_for
 from virtualcluster import VirtualCluster
 
-pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serial, pytest.mark.radical, pytest.mark.timeout(900)]
 
 
 def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
