@@ -223,7 +223,7 @@ class Plan:
 
         from aaflow.compiler.explain import explain
 
-        console = Console(width=150, force_terminal=False, color_system=None)
+        console = Console(width=180, force_terminal=False, color_system=None)
         with console.capture() as capture:
             console.print(explain(self, self.slots))
         return capture.get()

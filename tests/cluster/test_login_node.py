@@ -26,7 +26,7 @@ def test_four_nodes_of_two_ranks_after_a_wait_in_the_queue(
     ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
 ) -> None:
     ingestion.options = ("--ranks", str(RANKS))
-    cluster.run(["sbatch", "--nodes=1", "--exclusive", "--output=/dev/null", "--wrap=sleep 12"])
+    cluster.run(["sbatch", "--nodes=1", "--exclusive", "--output=/dev/null", "--wrap=sleep 30"])
     ended = ingestion.run()
     assert ended.code == 0, ended
     said = " ".join(ended.err.split())
