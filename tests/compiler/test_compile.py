@@ -141,6 +141,9 @@ def test_records_of_a_file_are_shuffled_before_they_weigh_a_vector(
     plan = compile_workflow(ingestion(records), site=site(), ranks=3)
     assert [operator.name for operator in plan.stages[0].operators if operator.shuffle] == ["embed"]
     assert ("transform", "embed", "mpi-shuffle") in edges(plan)
+    streaming = compile_workflow(ingestion(records), site=site(), ranks=3, fuse=False)
+    passing, streamed = (next(edge.bytes for edge in one.edges if edge.target == "embed") for one in (plan, streaming))
+    assert passing == streamed > (records / "records.jsonl").stat().st_size
 
 
 def test_one_rank_alone_exchanges_with_nobody(records: Path, site: MakeSite, ingestion: Ingestion) -> None:

@@ -78,7 +78,7 @@ def hold(streaming: Streaming) -> subprocess.Popen[str]:
     folder = streaming.folder / "held"
     folder.mkdir()
     command = streaming.begin("local", RANKS, FAULTS_HOLD=str(folder), FAULTS_BATCHES="3")
-    wait_for(lambda: list(folder.iterdir()) or command.poll() is not None, 90)
+    wait_for(lambda: list(folder.iterdir()) or command.poll() is not None)
     return command
 
 
