@@ -29,8 +29,11 @@ def test_nodes_have_their_own_names_processes_memory_and_addresses(cluster: Virt
         assert len(set(column)) == 4, column
 
 
-def test_ranks_of_all_nodes_reach_each_other_over_mpi(cluster: VirtualCluster) -> None:
+def test_ranks_of_all_nodes_reach_each_other_whatever_their_memory_held_before(cluster: VirtualCluster) -> None:
     program = (
+        "import os; from aaflow.dataplane import mpi; "
+        "held = [os.urandom(size) for size in range(513, 9000)]; between = held[::7]; del held; "
+        "mpi.MpiCommunicator(); "
         "from mpi4py import MPI; world = MPI.COMM_WORLD; "
         "near = world.Split_type(MPI.COMM_TYPE_SHARED).size; "
         "print(world.size, near, world.allreduce(world.rank))"

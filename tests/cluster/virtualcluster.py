@@ -175,8 +175,10 @@ class VirtualCluster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._login is not None:
+            ending = psutil.Process(self._login.pid).children(recursive=True)
             self._login.kill()  # the kernel ends the login node with it, and the compute nodes with that
             self._login.wait()
+            psutil.wait_procs(ending, timeout=UP_SECONDS)
             for pipe in (self._login.stdin, self._login.stdout):
                 assert pipe is not None
                 pipe.close()
