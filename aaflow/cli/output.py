@@ -40,6 +40,11 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, ensure_ascii=True, default=str))
 
 
+def print_plain(console: Console, text: str, style: str = "") -> None:
+    """A line as it is: paths stay whole, and nothing in it is taken for markup."""
+    console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_detached(console: Console, folder: RunFolder, as_json: bool) -> None:
     """The name of a run that this command has left to itself, and how to look at it."""
     job = folder.read_json("job.json") or {}
@@ -50,14 +55,14 @@ def print_detached(console: Console, folder: RunFolder, as_json: bool) -> None:
     default = folder.path.parent == Path(load_site().run_folder).absolute()
     run = folder.path.name if default else shlex.quote(str(folder.path))
     where = f"Submitted {NAMES[job['scheduler']]} job {job['id']}" if "id" in job else f"Started process {job['pid']}"
-    console.print(f"{where}: run {folder.path.name}", highlight=False, markup=False, soft_wrap=True)
+    print_plain(console, f"{where}: run {folder.path.name}")
     for command, does in (
         ("status", "where it is"),
         ("attach", "its progress until it ends"),
         ("logs", "what its ranks say"),
         ("cancel", "end it"),
     ):
-        console.print(f"  aaflow {command} {run}  # {does}", highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"  aaflow {command} {run}  # {does}")
 
 
 def notices_json(result: RunResult, kind: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
+from aaflow.cli.output import print_plain
 from aaflow.compiler.plan import Plan
 from aaflow.driver import Progress as ProgressCallback
 from aaflow.runtime import records, runs
@@ -80,7 +81,7 @@ class _Said:
         now = _pilot(folder)
         # A queue's reasons and guesses change all the time; its first word is enough here.
         if now.split("(")[0].split(",")[0] != self._last.split("(")[0].split(",")[0]:
-            self._console.print(now, highlight=False, markup=False, soft_wrap=True)
+            print_plain(self._console, now)
             self._last = now
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from rich.console import Console
 from aaflow import detach as detached
 from aaflow import errors
 from aaflow.cli.options import JsonOption, RunFolderOption, SiteOption
-from aaflow.cli.output import exit_code, print_json
+from aaflow.cli.output import exit_code, print_json, print_plain
 from aaflow.cli.progress import rows_per_second, watch_progress
 from aaflow.compiler.plan import Plan
 from aaflow.driver import Progress
@@ -49,11 +50,10 @@ def status(
         return
     console = Console()
     if not shown:
-        console.print(f"there is no run in {parent}", highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"there is no run in {parent}")
     for entry in shown:
         words = "; ".join(part for part in (_progress_words(entry), " ".join(entry["words"].split())) if part)
-        text = f"{entry['run']}  {entry['state']:9}  {words}".rstrip()
-        console.print(text, style=_STYLES[entry["state"]], highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"{entry['run']}  {entry['state']:9}  {words}".rstrip(), _STYLES[entry["state"]])
 
 
 _STYLES = {"done": "green", "failed": "red", "cut short": "yellow", "cancelled": "dim", "running": "", "waiting": ""}
@@ -75,10 +75,9 @@ def attach(
                 ended = _wait(state.folder, progress)
             state = runs.current(first)
             if not state.over:
-                text = f"{ended.words}; run {state.folder.name} goes on"
-                console.print(text, highlight=False, markup=False, soft_wrap=True)
+                print_plain(console, f"{ended.words}; run {state.folder.name} goes on")
     except KeyboardInterrupt:
-        console.print(f"detached; run {first.name} goes on", highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"detached; run {first.name} goes on")
         raise typer.Exit(exit_code(KeyboardInterrupt)) from None
     entry = _described(state)
     if as_json:
@@ -86,11 +85,9 @@ def attach(
     elif state.state == "done":
         report = RunFolder(state.folder).read_json("report.json") or {}
         generation = f", generation {report['generation']}" if report.get("generation") is not None else ""
-        text = f"done in {report.get('seconds', 0.0):.1f} s{generation}: {state.folder}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"done in {report.get('seconds', 0.0):.1f} s{generation}: {state.folder}")
     else:
-        text = f"aaflow: run {state.folder.name} is {state.state}: {state.words}"
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"aaflow: run {state.folder.name} is {state.state}: {state.words}")
     raise typer.Exit(entry["exit_code"])
 
 
@@ -107,8 +104,7 @@ def cancel(
         print_json({"runs": [_described(state) for state in ended]})
         return
     for state in ended or [runs.current(first)]:
-        text = f"run {state.folder.name} is {state.state}"
-        Console().print(text, highlight=False, markup=False, soft_wrap=True)
+        print_plain(Console(), f"run {state.folder.name} is {state.state}")
 
 
 def logs(
@@ -135,7 +131,7 @@ def logs(
         _print_log(console, log, failed)
     if not found:
         what = "nothing failed" if failed else "there are no logs yet"
-        console.print(f"run {folder.name}: {what}", highlight=False, markup=False, soft_wrap=True)
+        print_plain(console, f"run {folder.name}: {what}")
 
 
 def drive(folder: Annotated[Path, typer.Argument(help="The run folder.")]) -> None:
@@ -230,9 +226,7 @@ def _end(path: Path, lines: int) -> list[str]:
 
 
 def _print_log(console: Console, log: dict[str, Any], failed: bool) -> None:
-    def say(text: str, style: str | None = None) -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True, style=style)
-
+    say = partial(print_plain, console)
     say(f"{log['stage']}{' failed' if log['failed'] else ''}: {log['log']}", "bold red" if log["failed"] else "bold")
     for rank in log["ranks"]:
         if rank["error"] or not failed:
