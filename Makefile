@@ -48,16 +48,21 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	@python apps/ask_stdlib.py $(RUN_FOLDER)
 
-# Tests of many processes, which wait a lot, run first, a file at a time each. COVERAGE=yes measures what the tests reach.
+# Tests of many processes run first, a file at a time each, and the longest files before others. COVERAGE=yes measures
+# what the tests reach.
 PYTEST := python -m pytest -q --disable-warnings
 NONE_OK := || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 COVERAGE ?=
 FIRST := $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
 THEN := $(if $(COVERAGE),--cov --cov-append --cov-report=term)
 
+LONGEST := tests/faults/ tests/cluster/ tests/pilots/
+ORDERED := $(LONGEST) $(filter-out $(LONGEST) tests/__pycache__/,$(sort $(wildcard tests/*/)))
+
 test: $(STAMP)
 	@rm -f .coverage .coverage.*
-	@$(PYTEST) -n 3 --dist loadfile -m 'serial and not radical' $(FIRST) $(NONE_OK)
+	@python tests/compile_kernels.py
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m 'serial and not radical' $(ORDERED) $(FIRST) $(NONE_OK)
 	@$(PYTEST) -n 2 -m 'not serial' $(THEN)
 
 test-radical: $(STAMP)

@@ -110,7 +110,7 @@ def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progre
         (tmp_path / name).mkdir()
         made = on_cluster(before, tmp_path / name, cluster, walltime="00:01:00", nodes=nodes)
         request.addfinalizer(made.end)
-        made.options = ("--ranks", "4", "--until-done", "--json")
+        made.options = ("--ranks", "2", "--until-done", "--json")
         return made
 
     detached, attached, idle = begin("detached", 2), begin("attached", 1), begin("idle", 1)
@@ -120,7 +120,7 @@ def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progre
     run = start(detached, **held(detached.folder / "held", 3))
     stuck = start(idle, **held(idle.folder / "held", 0))
     for ingestion in (detached, attached, idle):
-        wait_until_held(ingestion.folder / "held", 4)
+        wait_until_held(ingestion.folder / "held", 2)
 
     out = detached.ask("attach", run, "--json")
     assert out.code == 0, out

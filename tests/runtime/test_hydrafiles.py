@@ -22,6 +22,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_file_goes_when_no_proxy_lives_that_may_have_made_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = shutil.copy("/bin/sleep", folder / "hydra_pmi_proxy")
     proxy = subprocess.Popen([program, "60"])
+    while processes.command_name(proxy.pid) != "hydra_pmi_proxy":  # Popen returns before a program has its name
+        time.sleep(0.01)
     monkeypatch.setattr(processes, "own_pids", lambda: iter([proxy.pid]))
     try:
         since = time.time_ns() - 1_000_000_000
