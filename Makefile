@@ -48,15 +48,15 @@ $(STAMP): pyproject.toml constraints.txt
 run: $(STAMP)
 	@python apps/ask_stdlib.py $(RUN_FOLDER)
 
-# Tests of many processes run first, a file at a time each, and the longest files before others. COVERAGE=yes measures
-# what the tests reach.
+# Tests of many processes run first, a file at a time each, and what takes long before others. COVERAGE=yes measures what
+# the tests reach.
 PYTEST := python -m pytest -q --disable-warnings
 NONE_OK := || { status=$$?; [ $$status -eq 5 ] || exit $$status; }
 COVERAGE ?=
 FIRST := $(if $(COVERAGE),--cov --cov-report= --cov-fail-under=0)
 THEN := $(if $(COVERAGE),--cov --cov-append --cov-report=term)
 
-LONGEST := tests/faults/ tests/cluster/ tests/pilots/
+LONGEST := $(addprefix tests/,cluster/ corpora/ endtoend/ faults/ pilots/)
 ORDERED := $(LONGEST) $(filter-out $(LONGEST) tests/__pycache__/,$(sort $(wildcard tests/*/)))
 
 test: $(STAMP)

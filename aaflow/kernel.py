@@ -6,6 +6,8 @@ column as numpy arrays that share the column's memory.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -20,6 +22,24 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _defer_scipy() -> None:
+    """Keep numba from importing scipy, a fifth of a rank's start, before any kernel only to know that it is there.
+
+    A kernel that calls BLAS has numba import it when it is compiled, as without this.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # numba's own affairs may change
+        linalg = importlib.import_module("numba.np.linalg")
+        ensure_blas = linalg.ensure_blas
+        linalg.ensure_blas = lambda: None
+        try:
+            importlib.import_module("numba.np.arraymath")
+        finally:
+            linalg.ensure_blas = ensure_blas
+
+
+_defer_scipy()
 
 
 def kernel(function: F) -> F:

@@ -7,7 +7,6 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -194,6 +193,8 @@ def find_pilot(name: str) -> Callable[[], Pilot]:
     """
     if name == "local":
         return LocalPilot
+    from importlib.metadata import entry_points
+
     found = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in found:
         raise InputError(f"there is no pilot {name!r}; installed: {', '.join(sorted({'local', *found}))}")

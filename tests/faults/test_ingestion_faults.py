@@ -31,7 +31,8 @@ SAYS = {
     "launcher": r"its launch command was killed by SIGKILL",
     "keeper": r"its keeper .*(died|was killed by SIGKILL)",
     "worker": r"the process that started it \(pid \d+\) died",
-    "pool": r"the process that started it \(pid \d+\) died",
+    # Its keeper and Parsl both notice; who is first depends on the load.
+    "pool": r"the process that started it \(pid \d+\) died|Parsl's executor 'aaflow' failed: .* Killed .* before stage",
     "interchange": r"Parsl's interchange .* died before stage 'load.*' was done",
 }
 #: A second run on the same index: refused before it reads a thing.
