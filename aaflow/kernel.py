@@ -30,7 +30,7 @@ def _defer_scipy() -> None:
     A kernel that calls BLAS has numba import it when it is compiled, as without this.
     """
     with contextlib.suppress(ImportError, AttributeError):  # numba's own affairs may change
-        linalg = importlib.import_module("numba.np.linalg")
+        linalg: Any = importlib.import_module("numba.np.linalg")
         ensure_blas = linalg.ensure_blas
         linalg.ensure_blas = lambda: None
         try:
