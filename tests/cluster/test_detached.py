@@ -114,10 +114,10 @@ def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progre
         return made
 
     detached, attached, idle = begin("detached", 2), begin("attached", 1), begin("idle", 1)
-    waits = attached.launch(**held(attached.folder / "held", 3))
+    waits = attached.launch(**held(attached.folder / "held", 6))
     for ingestion in (detached, idle):
         ingestion.options += ("--detach",)
-    run = start(detached, **held(detached.folder / "held", 3))
+    run = start(detached, **held(detached.folder / "held", 6))
     stuck = start(idle, **held(idle.folder / "held", 0))
     for ingestion in (detached, attached, idle):
         wait_until_held(ingestion.folder / "held", 2)
