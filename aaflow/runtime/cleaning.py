@@ -6,7 +6,8 @@ import contextlib
 import glob
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from aaflow.runtime import hydrafiles, processes, records, sharedfiles
 
@@ -85,11 +86,24 @@ def clean_engine(run_folder: str) -> None:
     engine = records.read(records.engine_path(run_folder))
     if engine is None:
         return
+    _end_engine(engine)
+    shutil.rmtree(engine["temporary"], ignore_errors=True)
+    cancel_engine_job(run_folder)
+
+
+def clean_engine_job(run_folder: str, temporary: str) -> None:
+    """The same on the node of the engine's batch job, as it ends; ``temporary`` is the job's TMPDIR."""
+    engine = records.read(records.engine_path(run_folder))
+    if engine is not None:
+        _end_engine(engine)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _end_engine(engine: Mapping[str, Any]) -> None:
+    """SIGKILL what is left of an engine on this node and remove its shared memory."""
     files: set[sharedfiles.SharedFile] = set()
     for process in processes.find_marked(processes.ENGINE, str(engine["run"])):
         files |= sharedfiles.mapped_by(process.pid)
     processes.end_marked(processes.ENGINE, str(engine["run"]))
     sharedfiles.remove_unused(files | sharedfiles.known_made_since(engine["since"]))
     hydrafiles.remove_orphans(engine["since"])
-    shutil.rmtree(engine["temporary"], ignore_errors=True)
-    cancel_engine_job(run_folder)

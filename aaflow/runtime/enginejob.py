@@ -7,6 +7,7 @@ import sys
 import time
 
 from aaflow.errors import JobEnded
+from aaflow.runtime import processes
 from aaflow.runtime.keeper import DRIVER_GONE
 from aaflow.runtime.records import engine_job, note_engine_job
 from aaflow.scheduling.batch import ask
@@ -64,3 +65,12 @@ def end_without_driver(run_folder: str, signal: str = "TERM") -> str:
     """A line of a job's script that ends it, where its driver died while it waited; the job does not wait for it."""
     asks = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job"])
     return f"({asks}; [ $? -ne {DRIVER_GONE} ] || kill -{signal} $$) &"
+
+
+def clean_at_end(run_folder: str) -> str:
+    """Lines of a job's script: temporary files get a folder, which goes at the end with what the engine left there.
+
+    What cleans is no part of the engine, which others end, and out of reach of who ends the job by its process group.
+    """
+    cleans = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job-end"])
+    return f"export TMPDIR=$(mktemp -d)\ntrap {shlex.quote(f'unset {processes.ENGINE}; setsid {cleans}')} EXIT"

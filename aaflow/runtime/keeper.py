@@ -4,6 +4,7 @@
     python -m aaflow.runtime.keeper RUN_FOLDER STAGE node   keeps the ranks of a group on a further node
     python -m aaflow.runtime.keeper RUN_FOLDER - engine     keeps the engine that a driver started
     python -m aaflow.runtime.keeper RUN_FOLDER - job        asks in a batch job that starts whether its driver lives
+    python -m aaflow.runtime.keeper RUN_FOLDER - job-end    removes in a batch job that ends what its engine leaves
 
 Who notices what, and within which time:
 
@@ -38,7 +39,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from aaflow.runtime import processes, records
-from aaflow.runtime.cleaning import clean_engine, clean_group
+from aaflow.runtime.cleaning import clean_engine, clean_engine_job, clean_group
 from aaflow.runtime.ending import GroupResult
 
 if TYPE_CHECKING:
@@ -347,9 +348,13 @@ def main(arguments: list[str]) -> None:
     """Run a keeper until what it keeps has ended.
 
     Args:
-        arguments: run folder, stage and ``group`` (if left out), ``node``, ``engine`` or ``job``.
+        arguments: run folder, stage and ``group`` (if left out), ``node``, ``engine``, ``job`` or ``job-end``.
     """
     run_folder, stage, kind = [*arguments, "group"][:3]
+    if kind == "job-end":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job that is cancelled
+        clean_engine_job(run_folder, os.environ["TMPDIR"])
+        return
     driver = records.read(records.driver_path(run_folder))
     keys = records.read(records.client_keys_path(run_folder))
     if driver is None or keys is None:

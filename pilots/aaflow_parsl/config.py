@@ -16,7 +16,7 @@ from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from parsl.providers.base import ExecutionProvider
 
 from aaflow.errors import SiteError
-from aaflow.runtime.enginejob import end_without_driver
+from aaflow.runtime.enginejob import clean_at_end, end_without_driver
 from aaflow.runtime.records import note_engine_job
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
@@ -62,7 +62,7 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
     init = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
     init += str(site.provider.get("worker_init", ""))
     if site.scheduler != "local":
-        init = f"{init}\n{end_without_driver(str(folder.parent))}\n"
+        init = "\n".join([init, clean_at_end(str(folder.parent)), end_without_driver(str(folder.parent)), ""])
     provider = _provider(site, init, NotedSlurm, NotedPBS)
     if isinstance(provider, _Noted):
         provider.run_folder = str(folder.parent)

@@ -13,7 +13,7 @@ from pathlib import Path
 import streaming_command
 from ingestions import command_line
 from kills import PACED, Kills, Outcome, Streaming, Victim
-from virtualcluster import VirtualCluster
+from virtualcluster import VirtualCluster, wait_for
 
 from aaflow.runtime import processes
 from aaflow.runtime.processes import Process
@@ -75,13 +75,17 @@ class ClusterFaults(Kills):
         return outcome.role not in ("node", "shared folder") and super()._goes_on(outcome)
 
     def _left(self, outcome: Outcome, since: int) -> list[str]:
-        """Jobs, and files in the memory of nodes that are still there."""
-        jobs = self._cluster.run(["squeue", "--noheader"]).stdout.split("\n")
-        problems = [f"left: job {job}" for job in jobs if job]
+        """Jobs, and files in the memory of nodes that are still there, when Slurm has had its time to end the job."""
+        with contextlib.suppress(TimeoutError):
+            wait_for(lambda: not self._jobs(), self.budget)
+        problems = [f"left: job {job}" for job in self._jobs()]
         for node in self._cluster.nodes if outcome.role != "node" else ():
             files = self._cluster.run(["ls", "/dev/shm"], node).stdout.split()
             problems += [f"left on {node}: /dev/shm/{file}" for file in files]
         return problems
+
+    def _jobs(self) -> list[str]:
+        return [job for job in self._cluster.run(["squeue", "--noheader"]).stdout.split("\n") if job]
 
 
 def _is_driver(process: Process) -> bool:
