@@ -125,13 +125,12 @@ def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progre
     out = detached.ask("attach", run, "--json")
     assert out.code == 0, out
     assert re.search(r"Slurm job \d+ reached its walltime of 00:01:00", out.err)
-    *cut, last = [state["state"] for state in shown(detached, run)]
-    assert (set(cut), last) == ({"cut short"}, "done")
+    assert [state["state"] for state in shown(detached, run)] == ["cut short", "done"]
     assert detached.content() == (2, undisturbed)
 
     out = ended(waits)
     assert out.code == 0, out
-    assert len(attached.run_folders()) >= 2
+    assert len(attached.run_folders()) == 2
     assert attached.content() == (2, undisturbed)
 
     out = idle.ask("attach", stuck)
