@@ -91,12 +91,11 @@ def clean_engine(run_folder: str) -> None:
     cancel_engine_job(run_folder)
 
 
-def clean_engine_job(run_folder: str, temporary: str) -> None:
-    """The same on the node of the engine's batch job, as it ends; ``temporary`` is the job's TMPDIR."""
+def clean_engine_job(run_folder: str) -> None:
+    """The same for what the engine has on the node of its batch job, as that ends; its TMPDIR is not ours."""
     engine = records.read(records.engine_path(run_folder))
     if engine is not None:
         _end_engine(engine)
-    shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _end_engine(engine: Mapping[str, Any]) -> None:

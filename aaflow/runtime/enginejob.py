@@ -68,9 +68,9 @@ def end_without_driver(run_folder: str, signal: str = "TERM") -> str:
 
 
 def clean_at_end(run_folder: str) -> str:
-    """Lines of a job's script: temporary files get a folder, which goes at the end with what the engine left there.
+    """A line of a job's script that removes, when it ends, the shared memory that its engine left on that node.
 
     What cleans is no part of the engine, which others end, and out of reach of who ends the job by its process group.
     """
     cleans = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job-end"])
-    return f"export TMPDIR=$(mktemp -d)\ntrap {shlex.quote(f'unset {processes.ENGINE}; setsid {cleans}')} EXIT"
+    return f"trap {shlex.quote(f'unset {processes.ENGINE}; setsid {cleans}')} EXIT"

@@ -353,7 +353,7 @@ def main(arguments: list[str]) -> None:
     run_folder, stage, kind = [*arguments, "group"][:3]
     if kind == "job-end":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job that is cancelled
-        clean_engine_job(run_folder, os.environ["TMPDIR"])
+        clean_engine_job(run_folder)
         return
     driver = records.read(records.driver_path(run_folder))
     keys = records.read(records.client_keys_path(run_folder))

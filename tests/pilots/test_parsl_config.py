@@ -45,9 +45,8 @@ def test_slurm_gets_the_options_of_the_site_and_all_nodes_in_one_block(tmp_path:
     assert (provider.nodes_per_block, provider.max_blocks, provider.account) == (4, 1, "m123")
     assert provider.walltime == "00:20:00"
     assert provider.exclusive
-    _, loads, temporary, cleans, asks, *_ = provider.worker_init.split("\n")
+    _, loads, cleans, asks, *_ = provider.worker_init.split("\n")
     assert loads == "module load mpi"
-    assert temporary == "export TMPDIR=$(mktemp -d)"
     assert f"aaflow.runtime.keeper {tmp_path.parent} - job-end' EXIT" in cleans
     assert f"aaflow.runtime.keeper {tmp_path.parent} - job;" in asks
 
