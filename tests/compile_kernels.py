@@ -8,13 +8,13 @@ from pathlib import Path
 import aaflow
 
 RECORDS = [
-    '{"id": "a", "text": "The kiln fires clay.", "year": 1}',
-    '{"id": "b", "text": "A ferry crosses.", "year": 2}',
+    '{"text": "The kiln fires clay.", "year": 1}',
+    '{"text": "A ferry crosses.", "year": 2}',
 ]
 
 
 def main() -> None:
-    """Ingest a few records, in one rank and in two, and ask."""
+    """Ingest a few records, in one rank and in two, and verify the indexes."""
     with tempfile.TemporaryDirectory(prefix="kernels-") as name:
         folder = Path(name)
         (folder / "docs").mkdir()
