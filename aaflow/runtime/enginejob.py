@@ -68,9 +68,12 @@ def end_without_driver(run_folder: str, signal: str = "TERM") -> str:
 
 
 def clean_at_end(run_folder: str) -> str:
-    """A line of a job's script that removes, when it ends, the shared memory that its engine left on that node.
+    """Lines of a job's script that remove, when it ends, the shared memory and the files that its engine left there.
 
-    What cleans is no part of the engine, which others end, and out of reach of who ends the job by its process group.
+    The engine gets a ``TMPDIR`` of its own. Ranks don't (:func:`aaflow.runtime.group.run_group`): those on further
+    nodes would have none. What cleans is no part of the engine, which others end, and out of reach of who ends the
+    job by its process group.
     """
     cleans = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job-end"])
-    return f"trap {shlex.quote(f'unset {processes.ENGINE}; setsid {cleans}')} EXIT"
+    last = f'unset {processes.ENGINE}; setsid {cleans}; rm -rf "$TMPDIR"'
+    return f'export {processes.NODE_TMPDIR}="${{TMPDIR-}}" TMPDIR="$(mktemp -d)"\ntrap {shlex.quote(last)} EXIT'

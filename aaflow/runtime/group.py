@@ -1,8 +1,8 @@
 """Starting a task group and waiting for its end.
 
 :func:`run_group` is what a pilot calls on the node that starts the group; it watches the keeper, and the keeper
-watches it (see :mod:`aaflow.runtime.keeper` for who notices what). :func:`register_rank` is what a rank calls after
-``MPI_Init``. Imports are kept small: an engine's worker imports this.
+watches it (see :mod:`aaflow.runtime.keeper` for who notices what). A rank calls :func:`keep_node` before ``MPI_Init``
+and :func:`register_rank` after it. Imports are kept small: an engine's worker imports this.
 """
 
 from __future__ import annotations
@@ -45,8 +45,7 @@ def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Map
     if driver is None or "ended" in driver:
         raise RunError(f"stage {stage!r}: the run in {run_folder} has ended or never began; start a new one")
     _forget_earlier(run_folder, stage)
-    inherited = {name: value for name, value in os.environ.items() if name not in (processes.ENGINE, processes.GROUP)}
-    order = json.dumps({"argv": list(argv), "environment": {**inherited, **environment}})
+    order = json.dumps({"argv": list(argv), "environment": {**_inherited(), **environment}})
     since = time.time_ns()
     keeper = start_keeper(run_folder, stage, "group", run=str(driver["run"]))
     try:
@@ -66,6 +65,17 @@ def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Map
     if not result.succeeded:
         raise stage_error(run_folder, result)
     return result
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment without the engine's own part."""
+    inherited = dict(os.environ)
+    for name in (processes.ENGINE, processes.GROUP):
+        inherited.pop(name, None)
+    if (folder := inherited.pop(processes.NODE_TMPDIR, None)) is not None:
+        inherited.pop("TMPDIR", None)
+        inherited |= {"TMPDIR": folder} if folder else {}
+    return inherited
 
 
 def start_keeper(run_folder: str, stage: str, kind: str, *, run: str) -> subprocess.Popen[bytes]:
@@ -130,24 +140,29 @@ def _after_keeper(run_folder: str, stage: str, run: str, code: int, since: int) 
 
 
 def register_rank(run_folder: str, stage: str, rank: int) -> None:
-    """Say in ``ranks/<stage>.<rank>.json`` what this rank is and which shared memory it maps; after ``MPI_Init``.
-
-    On a node other than the one that launched the group, the first rank to come also starts that node's keeper.
-    """
+    """Say in ``ranks/<stage>.<rank>.json`` what this rank is and which shared memory it maps; after ``MPI_Init``."""
     shared = sorted(sharedfiles.mapped_by(os.getpid()), key=lambda file: file.path)
     record = {**processes.identity(), "rank": rank, "shared": [asdict(file) for file in shared]}
     path = os.path.join(run_folder, "ranks", f"{records.check_stage(stage)}.{rank}.json")
     records.write(path, record)
+
+
+def keep_node(run_folder: str, stage: str) -> None:
+    """Start the group's keeper on this node, unless the launcher's is here or another rank has started one.
+
+    Before ``MPI_Init``, so that somebody removes the shared memory of a rank that is killed inside it.
+    """
     keeper = os.environ.get(processes.KEEPER)
-    if keeper and processes.read_node(json.loads(keeper)) != processes.this_node():
-        _start_node_keeper(run_folder, stage)
-
-
-def _start_node_keeper(run_folder: str, stage: str) -> None:
-    """Start this node's keeper of the group unless another rank has."""
-    run, host = os.environ[processes.RUN], processes.this_node().host
-    claim = os.path.join(run_folder, "ranks", f"{stage}.{host}.keeper")
+    if keeper is None or processes.read_node(json.loads(keeper)) == processes.this_node():
+        return
+    since = time.time_ns()
+    claim = records.node_keeper_path(run_folder, records.check_stage(stage))
     os.makedirs(os.path.dirname(claim), mode=0o700, exist_ok=True)
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        start_keeper(run_folder, stage, "node", run=run)
+    with contextlib.suppress(FileExistsError), open(claim, "x", opener=_private, encoding="ascii") as file:
+        file.write(str(since))
+        file.flush()
+        start_keeper(run_folder, stage, "node", run=os.environ[processes.RUN])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -309,9 +309,10 @@ def _keep_group(run_folder: str, stage: str, run: str, lease: Callable[[], Lease
 
 
 def _keep_ranks(run_folder: str, stage: str, run: str, lease: Callable[[], Lease]) -> None:
-    """Keep the ranks of a group on a further node until they have ended or must end."""
+    """Keep the ranks of a group on a further node until they have ended or must end; how they ended is not known."""
     wakeup = Wakeup()
-    since = time.time_ns()
+    with open(records.node_keeper_path(run_folder, stage), encoding="ascii") as file:
+        since = int(file.read())
     group = f"{run}/{stage}"
     ranks = Ranks(group)
     held = lease()
@@ -320,7 +321,7 @@ def _keep_ranks(run_folder: str, stage: str, run: str, lease: Callable[[], Lease
     def find() -> list[processes.Process]:
         return processes.find_marked(processes.GROUP, group)
 
-    left = clean_group(run_folder, stage, find, since=None if reason is None else since)
+    left = clean_group(run_folder, stage, find, since=since)
     held.goodbye(GroupResult(stage, reason=reason, left=left))
 
 

@@ -21,6 +21,8 @@ from typing import Any
 RUN = "AAFLOW_RUN"
 GROUP = "AAFLOW_GROUP"
 ENGINE = "AAFLOW_ENGINE"
+#: The ``TMPDIR`` of a node whose engine has been given another one.
+NODE_TMPDIR = "AAFLOW_NODE_TMPDIR"
 #: Tells the ranks of a group on which node (JSON of :class:`Node`) their keeper runs.
 KEEPER = "AAFLOW_KEEPER"
 

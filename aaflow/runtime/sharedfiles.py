@@ -16,6 +16,9 @@ FOLDER = "/dev/shm"
 #: Python's multiprocessing.
 KNOWN_PREFIXES = ("sem.mp-", "mpich_", "ucx_shm_", "vader_segment.", "sm_segment.", "psm2_shm", "psm3_shm", "fi_shm_")
 
+#: The kernel dates a file by its last tick, which is so long ago at most.
+_TICK_NS = 10_000_000
+
 
 @dataclass(frozen=True)
 class SharedFile:
@@ -87,7 +90,7 @@ def known_made_since(time_ns: int) -> set[SharedFile]:
             if entry.name.startswith(KNOWN_PREFIXES):
                 with contextlib.suppress(OSError):
                     status = entry.stat(follow_symlinks=False)
-                    if status.st_uid == os.geteuid() and status.st_ctime_ns >= time_ns:
+                    if status.st_uid == os.geteuid() and status.st_ctime_ns >= time_ns - _TICK_NS:
                         found.add(SharedFile(entry.path, status.st_ino))
     return found
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aaflow.errors import PeerLost
-from aaflow.runtime.group import register_rank
+from aaflow.runtime.group import keep_node, register_rank
 from aaflow.runtime.records import log_path
 from aaflow.runtime.runfolder import RunFolder
 
@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.environ.setdefault(variable, value)  # what a user or a site said already counts
         from aaflow.dataplane.communicator import communicator
 
+        keep_node(str(folder.path), stage_name)
         comm = communicator(placement.plan.stage(stage_name).communicator)
         _check_size(comm, placement, stage_name)
         register_rank(str(folder.path), stage_name, rank)

@@ -57,7 +57,7 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
         SiteError: the site's scheduler or interface is unknown.
     """
     marked = ["env", *(f"{name}={value}" for name, value in environment.items())]
-    # A folder for temporary files is one of this node, and a batch job has its own.
+    # A folder for temporary files is one of this node: a batch job makes one of its own.
     told = {name: value for name, value in environment.items() if site.scheduler == "local" or name != "TMPDIR"}
     init = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
     init += str(site.provider.get("worker_init", ""))

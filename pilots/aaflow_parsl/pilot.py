@@ -6,6 +6,7 @@ import contextlib
 import math
 import textwrap
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -27,6 +28,8 @@ from aaflow_parsl.tasks import run_stage
 
 #: Seconds that a question to an interchange may take; Parsl itself waits for ever for one that died.
 PATIENCE_SECONDS = 5.0
+#: Seconds within which the keepers of groups tell that their pool died: they know the stages, Parsl does not.
+KEEPERS_SECONDS = 3.0
 
 
 class ParslPilot:
@@ -45,6 +48,7 @@ class ParslPilot:
         self._labels = list(executors) if executors is not None else None
         self._kernel: DataFlowKernel | None = data_flow_kernel
         self._job: EngineJob | None = None
+        self._failed: float | None = None
 
     def start(self, placement: Placement, lease: RunLease) -> None:
         """See :class:`aaflow.pilot.Pilot`.
@@ -85,14 +89,25 @@ class ParslPilot:
             executor = self._kernel.executors[label]
             if interchange_died(executor):
                 raise PilotError(f"Parsl's interchange of executor {label!r} died")
+        if (why := self._failure()) is not None:
+            self._failed = self._failed or time.monotonic()
+            if time.monotonic() - self._failed > KEEPERS_SECONDS:
+                raise PilotError(why)
+
+    def _failure(self) -> str | None:
+        """How the pool of an executor failed, as Parsl says."""
+        assert self._kernel is not None
+        for label in self._labels or ():
+            executor = self._kernel.executors[label]
             if isinstance(executor, BlockProviderExecutor) and executor.bad_state_is_set:
                 why = textwrap.shorten(str(executor.executor_exception), 400)
-                raise PilotError(f"Parsl's executor {label!r} failed: {why}")
+                return f"Parsl's executor {label!r} failed: {why}"
         if self._given is None:
             blocks = own_executor(self._kernel).status_facade.values()
             if blocks and all(block.terminal for block in blocks):
                 ends = ", ".join(block.state.name for block in blocks)
-                raise PilotError(f"the job of Parsl's executor {LABEL!r} ended ({ends})")
+                return f"the job of Parsl's executor {LABEL!r} ended ({ends})"
+        return None
 
     def status(self) -> str:
         """See :class:`aaflow.pilot.Pilot`: where the batch job of an engine of our own is."""

@@ -6,16 +6,17 @@ import contextlib
 import functools
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import streaming_command
 from ingestions import command_line
-from kills import PACED, Kills, Outcome, Streaming, Victim
+from kills import PACED, PATIENCE, Kills, Outcome, Streaming, Victim
 from virtualcluster import VirtualCluster, wait_for
 
-from aaflow.runtime import processes
+from aaflow.runtime import processes, sharedfiles
 from aaflow.runtime.processes import Process
 
 RANKS = {"load": 2, "transform": 1, "pace": 1, "embed": 2, "upsert": 4}
@@ -73,6 +74,29 @@ class ClusterFaults(Kills):
 
     def _goes_on(self, outcome: Outcome) -> bool:
         return outcome.role not in ("node", "shared folder") and super()._goes_on(outcome)
+
+    def _watch_end(
+        self,
+        ingestion: Streaming,
+        command: subprocess.Popen[str],
+        outcome: Outcome,
+        shared: set[sharedfiles.SharedFile],
+    ) -> list[str]:
+        if outcome.role == "node":
+            self._cancel_what_waits_for_it(command)
+        problems = super()._watch_end(ingestion, command, outcome, shared)
+        # What a lost node had in its /tmp, which is that of all nodes here, is out of reach.
+        return [problem for problem in problems if outcome.role != "node" or str(ingestion.temporary) not in problem]
+
+    def _cancel_what_waits_for_it(self, command: subprocess.Popen[str]) -> None:
+        """A job that was in the queue when its node was lost stays there until a person cancels it."""
+        deadline = time.monotonic() + PATIENCE
+        while command.poll() is None and time.monotonic() < deadline:
+            waiting = self._cluster.run(["squeue", "--noheader", "--states=PENDING", "--format=%i %r"]).stdout
+            if "DOWN" in waiting:
+                self._cluster.run(["scancel", "--user=root"])
+                return
+            time.sleep(0.5)
 
     def _left(self, outcome: Outcome, since: int) -> list[str]:
         """Jobs, and files in the memory of nodes that are still there, when Slurm has had its time to end the job."""

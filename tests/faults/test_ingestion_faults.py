@@ -31,9 +31,7 @@ SAYS = {
     "launcher": r"its launch command was killed by SIGKILL",
     "keeper": r"its keeper .*(died|was killed by SIGKILL)",
     "worker": r"the process that started it \(pid \d+\) died",
-    # Its keeper and Parsl both notice; who is first depends on the load.
-    "pool": r"the process that started it \(pid \d+\) died"
-    r"|Parsl's executor 'aaflow' failed: .* Killed \S+/process_worker_pool\.py .* before stage 'load.*' was done",
+    "pool": r"the process that started it \(pid \d+\) died",
     "interchange": r"Parsl's interchange .* died before stage 'load.*' was done",
 }
 #: A second run on the same index: refused before it reads a thing.

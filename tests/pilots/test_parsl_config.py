@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +13,7 @@ from parsl.executors import HighThroughputExecutor
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
 from aaflow.errors import SiteError
+from aaflow.runtime.enginejob import clean_at_end
 from aaflow.scheduling.site import Node, Site
 from aaflow_parsl.config import LABEL, engine_config
 
@@ -45,10 +49,25 @@ def test_slurm_gets_the_options_of_the_site_and_all_nodes_in_one_block(tmp_path:
     assert (provider.nodes_per_block, provider.max_blocks, provider.account) == (4, 1, "m123")
     assert provider.walltime == "00:20:00"
     assert provider.exclusive
-    _, loads, cleans, asks, *_ = provider.worker_init.split("\n")
+    _, loads, _, cleans, asks, *_ = provider.worker_init.split("\n")
     assert loads == "module load mpi"
-    assert f"aaflow.runtime.keeper {tmp_path.parent} - job-end' EXIT" in cleans
+    assert f"aaflow.runtime.keeper {tmp_path.parent} - job-end;" in cleans
     assert f"aaflow.runtime.keeper {tmp_path.parent} - job;" in asks
+
+
+@pytest.mark.parametrize("ends", ["exit 3", "kill $$"])
+def test_a_batch_job_removes_the_temporary_files_of_its_engine_and_keeps_the_folder_of_the_node(
+    tmp_path: Path, ends: str
+) -> None:
+    node = tmp_path / "node"
+    node.mkdir()
+    lines = clean_at_end(str(tmp_path / "run"))
+    script = f'{lines}\ntouch "$TMPDIR/pymp-1" || exit 9\necho "$TMPDIR $AAFLOW_NODE_TMPDIR"\n{ends}'
+    ended = subprocess.run(["bash", "-c", script], env={**os.environ, "TMPDIR": str(node)}, stdout=-1, text=True)
+    assert ended.returncode in (3, -signal.SIGTERM)
+    own, kept = ended.stdout.split()
+    assert (Path(own).parent, kept) == (node, str(node))
+    assert not list(node.iterdir())
 
 
 def test_pbs_gets_the_options_of_the_site_and_all_cores_of_a_node(tmp_path: Path) -> None:

@@ -365,3 +365,14 @@ time.sleep(3600)
             run_group(str(tmp_path), "work", mpiexec(2, code), {})
         assert marked(lease.run) == []
     assert time.monotonic() - began < BUDGET
+
+
+@pytest.mark.parametrize("folder", ["", "/scratch/of/the/node"])
+def test_the_temporary_folder_of_an_engine_is_not_that_of_its_ranks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setenv(processes.NODE_TMPDIR, folder)
+    with RunLease(str(tmp_path)):
+        run_group(str(tmp_path), "work", ["sh", "-c", 'echo "<${TMPDIR-none}>"'], {})
+    assert f"<{folder or 'none'}>" in (tmp_path / "logs" / "work.out").read_text()

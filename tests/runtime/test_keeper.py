@@ -27,8 +27,9 @@ pytestmark = pytest.mark.serial
 FAR_RANKS = """
 import os, sys, time
 os.environ["AAFLOW_KEEPER"] = '{"host": "elsewhere", "boot": "another", "namespace": "another"}'
+from aaflow.runtime.group import keep_node, register_rank
+keep_node(sys.argv[1], "work")
 from mpi4py import MPI
-from aaflow.runtime.group import register_rank
 register_rank(sys.argv[1], "work", MPI.COMM_WORLD.Get_rank())
 MPI.COMM_WORLD.Barrier()
 time.sleep(float(sys.argv[2]))
@@ -39,6 +40,16 @@ time.sleep(float(sys.argv[2]))
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keepers and ranks find the package that is tested."""
     monkeypatch.setenv("PYTHONPATH", str(Path(aaflow.__file__).parent.parent))
+
+
+#: One that is killed inside MPI_Init: before it registered what it made.
+UNREGISTERED = """
+import os, signal, sys
+from aaflow.runtime.group import keep_node
+keep_node(sys.argv[1], "work")
+open(sys.argv[2], "x").close()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def far_ranks(folder: Path, seconds: float) -> list[str]:
@@ -85,6 +96,16 @@ def test_a_further_node_has_one_keeper_that_goes_with_its_ranks(tmp_path: Path) 
         thread.join()
         assert errors == []
         wait_for(lambda: keepers(lease.run, "node") == [], 3)
+
+
+def test_a_keeper_on_a_further_node_removes_what_ranks_made_that_never_registered(tmp_path: Path) -> None:
+    made = Path("/dev/shm", f"mpich_shm_{tmp_path.name}")
+    with RunLease(str(tmp_path)) as lease:
+        far = {processes.KEEPER: '{"host": "elsewhere", "boot": "another", "namespace": "another"}'}
+        environment = {**processes.marked(os.environ, run=lease.run, stage="work"), **far}
+        rank = subprocess.run([sys.executable, "-c", UNREGISTERED, str(tmp_path), str(made)], env=environment)
+        assert rank.returncode == -signal.SIGKILL
+        wait_for(lambda: not made.exists())
 
 
 def test_a_keeper_on_a_further_node_ends_its_ranks_with_the_run(tmp_path: Path) -> None:
