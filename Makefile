@@ -71,7 +71,14 @@ test-radical: $(STAMP)
 cluster-shell: $(STAMP)
 	@python tests/cluster/virtualcluster.py
 
-coverage:
+MEASURED := $(STAMP)-coverage
+
+$(MEASURED): $(STAMP)
+	@$(VENV)/bin/python -m pip install -qq --disable-pip-version-check --no-input \
+		--constraint constraints.txt --editable '.[coverage]'
+	@touch $@
+
+coverage: $(MEASURED)
 	@$(MAKE) --no-print-directory test COVERAGE=yes
 
 lint: $(STAMP)

@@ -6,8 +6,6 @@ column as numpy arrays that share the column's memory.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -19,37 +17,41 @@ import pyarrow.compute as pc
 from llvmlite import ir
 from numba import types as numba_types
 from numba.core import cgutils
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 from numba.extending import intrinsic
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def _defer_scipy() -> None:
-    """Keep numba from importing scipy, a fifth of a rank's start, before any kernel only to know that it is there.
+class _Cache(FunctionCache):  # type: ignore[misc, unused-ignore]
+    """numba's cache, but a process that finds a kernel there does not first get ready to compile others.
 
-    A kernel that calls BLAS has numba import it when it is compiled, as without this.
+    To get ready is to import scipy and 70 modules of numba's, a third of what a rank's start costs. Who compiles does
+    it all the same.
     """
-    with contextlib.suppress(ImportError, AttributeError):  # numba's own affairs may change
-        linalg: Any = importlib.import_module("numba.np.linalg")
-        ensure_blas = linalg.ensure_blas
-        linalg.ensure_blas = lambda: None
-        try:
-            importlib.import_module("numba.np.arraymath")
-        finally:
-            linalg.ensure_blas = ensure_blas
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """See numba."""
+        rtsys.initialize(target_context)  # what compiled code calls
+        with self._guard_against_spurious_io_errors():
+            return self._load_overload(sig, target_context)  # type: ignore[no-untyped-call, unused-ignore]
 
 
-_defer_scipy()
+def _compiled(function: F, **options: Any) -> F:
+    dispatcher = numba.njit(nogil=True, boundscheck=False, **options)(function)
+    dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call, unused-ignore]
+    return cast(F, dispatcher)
 
 
 def kernel(function: F) -> F:
     """Compile ``function`` for numpy arguments: no GIL, no bounds checks, cached on disk."""
-    return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False)(function))
+    return _compiled(function)
 
 
 def inlined(function: F) -> F:
     """A part of kernels that costs no call: LLVM alone would call what is as long as its threshold."""
-    return cast(F, numba.njit(nogil=True, cache=True, boundscheck=False, forceinline=True)(function))
+    return _compiled(function, forceinline=True)
 
 
 class Bytes(NamedTuple):

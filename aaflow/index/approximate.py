@@ -13,12 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import faiss
 import numpy as np
 
 from aaflow.errors import IndexCorrupt, VectorIndexError
 from aaflow.index.duplicates import Mask
-from aaflow.index.exact import Found
+from aaflow.index.exact import Found, use_one_thread
 from aaflow.index.files import make_folder, write_file
 from aaflow.index.manifest import Segment, backend_file, read_manifest
 from aaflow.index.scores import score_candidates
@@ -27,8 +26,6 @@ from aaflow.index.spec import IndexSpec
 from aaflow.index.writer import Writer
 
 KINDS = ("ivf", "hnsw")
-#: FAISS without its own annotations, which lack what is generated.
-_faiss: Any = faiss
 #: Below so many rows a partition is searched exactly: that is as quick.
 LEAST_ROWS = 1024
 _MARGIN = 16
@@ -60,9 +57,9 @@ def build_backend(path: str | Path, kind: str, *, owner: str = "aaflow index bui
             blocks = [b for segment in segments for b in open_segment(folder, partition, segment, manifest.spec)]
             target = folder / backend_file(kind, partition, segments)
             make_folder(target.parent)
-            write_file(target, faiss.serialize_index(_build(kind, blocks, manifest.spec)).tobytes())
+            write_file(target, _build(kind, blocks, manifest.spec))
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "aaflow-build", faiss.omp_set_num_threads, (1,)) as pool:
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "aaflow-build", use_one_thread) as pool:
             list(pool.map(build, lacking))
         return len(lacking)
 
@@ -113,7 +110,10 @@ def _rows(segments: Sequence[Segment]) -> int:
     return sum(segment.rows for segment in segments)
 
 
-def _build(kind: str, blocks: Sequence[Block], spec: IndexSpec) -> Any:
+def _build(kind: str, blocks: Sequence[Block], spec: IndexSpec) -> bytes:
+    """The file of a FAISS index over these blocks."""
+    import faiss
+
     index: Any
     quantizer: Any
     metric = faiss.METRIC_L2 if spec.metric == "l2" else faiss.METRIC_INNER_PRODUCT
@@ -131,10 +131,12 @@ def _build(kind: str, blocks: Sequence[Block], spec: IndexSpec) -> Any:
         quantizer.this.disown()
     for block in blocks:
         index.add(block.vectors)
-    return index
+    return faiss.serialize_index(index).tobytes()
 
 
 def _load(file: Path, kind: str, loaded: dict[str, Any]) -> Any:
+    import faiss
+
     name = str(file)
     if name not in loaded:
         if not file.exists():
@@ -163,6 +165,9 @@ def _selector(blocks: Sequence[Block], allowed: Sequence[Mask | None]) -> Mask |
 
 def _propose(index: Any, kind: str, queries: Floats, k: int, allowed: Mask | None) -> Rows:
     """Numbers of candidate rows, int64 [queries, k + margin], -1 where there are fewer."""
+    import faiss
+
+    made: Any = faiss  # its own annotations lack what is generated
     most = int(index.ntotal if allowed is None else allowed.sum())
     count = min(k + _MARGIN, most)
     if not count:
@@ -170,9 +175,9 @@ def _propose(index: Any, kind: str, queries: Floats, k: int, allowed: Mask | Non
     selector = None
     if allowed is not None:
         bits = np.packbits(allowed, bitorder="little")
-        selector = faiss.IDSelectorBitmap(len(allowed), faiss.swig_ptr(bits))
+        selector = made.IDSelectorBitmap(len(allowed), made.swig_ptr(bits))
     if kind == "hnsw":
-        parameters = _faiss.SearchParametersHNSW(efSearch=max(128, 2 * count), sel=selector)
+        parameters = made.SearchParametersHNSW(efSearch=max(128, 2 * count), sel=selector)
     else:
-        parameters = _faiss.SearchParametersIVF(nprobe=max(8, index.nlist // 8), sel=selector)
+        parameters = made.SearchParametersIVF(nprobe=max(8, index.nlist // 8), sel=selector)
     return cast(Rows, index.search(queries, count, params=parameters)[1])

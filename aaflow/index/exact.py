@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-import faiss
 import numpy as np
 import numpy.typing as npt
 
@@ -16,6 +15,13 @@ from aaflow.index.segment import Block, Floats, Rows
 _MARGIN = 16
 #: Beyond so many candidates FAISS's heap costs more than scoring every row.
 _MOST_CANDIDATES = 2048
+
+
+def use_one_thread() -> None:
+    """Let FAISS calls of this thread use no other: many threads search, or build, partitions at once."""
+    import faiss  # it takes its time, and most processes never search
+
+    faiss.omp_set_num_threads(1)
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,8 @@ def _propose(
     vectors: Floats, queries: Floats, candidates: int, want: int, metric: str, norm: float, allowed: Mask | None
 ) -> tuple[Mask, Rows, Floats, Rows]:
     """FAISS's candidates, rescored: which queries they settle, and (query, score, row) of what may be their best."""
+    import faiss
+
     l2 = metric == "l2"
     approximate, rows = faiss.knn(
         queries, vectors, candidates, metric=faiss.METRIC_L2 if l2 else faiss.METRIC_INNER_PRODUCT

@@ -11,14 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import faiss
 import numpy as np
 import pyarrow as pa
 
 from aaflow.errors import IndexMissing, VectorIndexError
 from aaflow.index.approximate import KINDS, LEAST_ROWS, search_partition
 from aaflow.index.duplicates import Mask, document_starts
-from aaflow.index.exact import Found, search_block
+from aaflow.index.exact import Found, search_block, use_one_thread
 from aaflow.index.manifest import Manifest, generations, read_manifest, segment_file
 from aaflow.index.readers import hold
 from aaflow.index.search import allowed_rows, check_queries, deal_partitions, hits_table
@@ -86,8 +85,7 @@ class Index:
         self.manifest = manifest
         self.spec: IndexSpec = manifest.spec
         self._threads = threads
-        # A FAISS call in these threads uses one thread: they are what runs in parallel.
-        self._pool = ThreadPoolExecutor(threads, "aaflow-search", faiss.omp_set_num_threads, (1,))
+        self._pool = ThreadPoolExecutor(threads, "aaflow-search", use_one_thread)
         self._parts: dict[int, list[_Part]] = {}
         self._built: dict[str, Any] = {}
         self._lock = threading.Lock()

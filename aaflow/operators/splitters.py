@@ -356,6 +356,19 @@ def _advance(units: Any, at: int, end: int, used: int, limit: int) -> Any:
     return at, used
 
 
+@inlined
+def _below(values: Any, bound: int) -> Any:
+    """How many of these sorted integers are less than ``bound``; for np.searchsorted numba would import scipy."""
+    low, high = 0, values.shape[0]
+    while low < high:
+        middle = (low + high) // 2
+        if values[middle] < bound:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @kernel
 def _cut(data: Any, units: Any, start: int, floor: int, end: int, size: int, block_starts: Any, block_ends: Any) -> Any:
     """Where the chunk that begins at ``start`` ends: a boundary beyond ``floor``, up to which all is in chunks.
@@ -370,7 +383,7 @@ def _cut(data: Any, units: Any, start: int, floor: int, end: int, size: int, blo
         limit += 1
         while limit < end and units[limit] == 0:
             limit += 1
-    block = np.searchsorted(block_starts, start)
+    block = _below(block_starts, start)
     paragraph, line, sentence, word = -1, -1, -1, -1
     for at in range(max(half, floor) + 1, limit + 1):
         byte = load8(data, at - 1)
@@ -388,7 +401,7 @@ def _cut(data: Any, units: Any, start: int, floor: int, end: int, size: int, blo
                 paragraph = at
         if before == 46 or before == 33 or before == 63:
             sentence = at
-    block = np.searchsorted(block_ends, limit, side="right")
+    block = _below(block_ends, limit + 1)
     if block < block_starts.shape[0] and start < block_starts[block] < limit:
         return block_starts[block]
     for boundary in (paragraph, line, sentence, word):
@@ -446,7 +459,7 @@ def _pack(
             while floor < end and _blank(data[floor]):
                 floor += 1
             start = _back(data, units, start, cut, overlap) if overlap and cut < end else cut
-            block = np.searchsorted(block_ends, start, side="right")
+            block = _below(block_ends, start + 1)
             if block < block_starts.shape[0] and block_starts[block] < start:
                 start = min(block_ends[block], cut)  # half a block is no context
     return pieces[:count]

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run this rank of a stage; 0 when it did its work."""
     placement_path, stage_name = (arguments or sys.argv[1:])[:2]
     folder = RunFolder(Path(placement_path).parent)
+    use_one_thread()
     rank = _rank_of_environment()
     try:
         from aaflow.scheduling.placement import Placement
@@ -61,8 +62,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def use_one_thread() -> None:
+    """Have libraries that start threads of their own, some as they are imported, start none."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"):
+        os.environ[variable] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
 def pin(slot: Slot) -> None:
-    """Pin this process to its slot: cores, accelerators, one thread for libraries that start their own.
+    """Pin this process to its slot: cores and accelerators.
 
     Cores that this process may not use (a smaller allocation, an oversubscribed machine) are taken modulo those it may.
     """
@@ -71,9 +79,6 @@ def pin(slot: Slot) -> None:
     os.sched_setaffinity(0, wanted)
     if slot.accelerators is not None:
         os.environ[slot.accelerators.variable] = ",".join(slot.accelerators.ids)
-    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"):
-        os.environ[variable] = "1"
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def _rank_of_environment() -> int:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from aaflow.runtime.runfolder import RunFolder
-from aaflow.runtime.stage import pin
+from aaflow.runtime.stage import pin, use_one_thread
 from aaflow.scheduling.placement import Placement
 
 
@@ -60,6 +60,7 @@ def main() -> None:
         cores = sorted(placement.site.node.cores)
         os.sched_setaffinity(0, cores if job["threads"] > 1 else {cores[rank % len(cores)]})
     else:
+        use_one_thread()
         pin(placement.slots[stage.name][rank])
     from mpi4py import MPI
 

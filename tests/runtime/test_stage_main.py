@@ -108,7 +108,7 @@ from aaflow.scheduling.slot import Accelerators, Slot
 os.sched_setaffinity(0, {int(sys.argv[2])})
 cores = json.loads(sys.argv[1])
 pin(Slot(0, tuple(cores), Accelerators("cuda", ("2", "3"), "CUDA_VISIBLE_DEVICES"), 1))
-print(json.dumps([sorted(os.sched_getaffinity(0)), os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]]))
+print(json.dumps([sorted(os.sched_getaffinity(0)), os.environ["CUDA_VISIBLE_DEVICES"]]))
 """
 
 
@@ -117,7 +117,16 @@ def test_a_rank_pins_itself_to_its_slot_as_far_as_it_may(cores: list[int]) -> No
     allowed = max(os.sched_getaffinity(0))
     command = [sys.executable, "-c", PIN, json.dumps(cores), str(allowed)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(ended.stdout) == [[allowed], "2,3", "1"]
+    assert json.loads(ended.stdout) == [[allowed], "2,3"]
+
+
+def test_libraries_start_no_threads_in_a_rank() -> None:
+    program = (
+        "import os; from aaflow.runtime.stage import use_one_thread; use_one_thread(); "
+        "import numpy; print(len(os.listdir('/proc/self/task')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ended.stdout == "1\n"
 
 
 def test_a_placement_with_accelerators_survives_its_folder(run_folder: Callable[[int], RunFolder]) -> None:
