@@ -92,10 +92,12 @@ def clean_engine(run_folder: str) -> None:
 
 
 def clean_engine_job(run_folder: str) -> None:
-    """The same for what the engine has on the node of its batch job, as that ends; its TMPDIR is not ours."""
+    """The same for what the engine has on the node of its batch job, as that ends."""
     engine = records.read(records.engine_path(run_folder))
     if engine is not None:
         _end_engine(engine)
+    if processes.NODE_TMPDIR in os.environ:
+        shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 def _end_engine(engine: Mapping[str, Any]) -> None:

@@ -71,9 +71,16 @@ def clean_at_end(run_folder: str) -> str:
     """Lines of a job's script that remove, when it ends, the shared memory and the files that its engine left there.
 
     The engine gets a ``TMPDIR`` of its own. Ranks don't (:func:`aaflow.runtime.group.run_group`): those on further
-    nodes would have none. What cleans is no part of the engine, which others end, and out of reach of who ends the
-    job by its process group.
+    nodes would have none. What cleans waits from the start for the end of a pipe, so that it outlives whoever is
+    killed. It is no part of the engine, which others end, ignores what ends the job, and is in a session of its own;
+    where a job's end is that of all its processes, the script waits for it.
     """
     cleans = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job-end"])
-    last = f'unset {processes.ENGINE}; setsid {cleans}; rm -rf "$TMPDIR"'
-    return f'export {processes.NODE_TMPDIR}="${{TMPDIR-}}" TMPDIR="$(mktemp -d)"\ntrap {shlex.quote(last)} EXIT'
+    return "\n".join(
+        [
+            f'export {processes.NODE_TMPDIR}="${{TMPDIR-}}" TMPDIR="$(mktemp -d)"',
+            f"exec 9> >(trap '' TERM; exec env --unset={processes.ENGINE} setsid {cleans})",
+            "cleaner=$!",
+            "trap 'trap \"\" TERM; exec 9>&-; wait $cleaner' EXIT",
+        ]
+    )

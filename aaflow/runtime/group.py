@@ -122,7 +122,8 @@ def _forget_earlier(run_folder: str, stage: str) -> None:
     paths = [records.group_path(run_folder, stage)]
     for kind in ("ranks", "errors"):
         paths += records.per_rank_paths(run_folder, kind, stage).values()
-    paths += glob.glob(f"{glob.escape(os.path.join(run_folder, 'ranks', stage))}.*.keeper")
+    for what in ("keeper", "over"):
+        paths += glob.glob(f"{glob.escape(os.path.join(run_folder, 'ranks', stage))}.*.{what}")
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
@@ -147,16 +148,23 @@ def register_rank(run_folder: str, stage: str, rank: int) -> None:
     records.write(path, record)
 
 
-def keep_node(run_folder: str, stage: str) -> None:
+def keep_node(run_folder: str, stage: str) -> bool:
     """Start the group's keeper on this node, unless the launcher's is here or another rank has started one.
 
     Before ``MPI_Init``, so that somebody removes the shared memory of a rank that is killed inside it.
+
+    Returns:
+        Whether the group still lives: False where its keeper ends it, who may not see a rank that comes this late.
     """
     keeper = os.environ.get(processes.KEEPER)
-    if keeper is None or processes.read_node(json.loads(keeper)) == processes.this_node():
-        return
+    if keeper is not None and processes.read_node(json.loads(keeper)) != processes.this_node():
+        _claim_node(run_folder, stage)
+    return not os.path.exists(records.on_node_path(run_folder, stage, "over"))
+
+
+def _claim_node(run_folder: str, stage: str) -> None:
     since = time.time_ns()
-    claim = records.node_keeper_path(run_folder, records.check_stage(stage))
+    claim = records.on_node_path(run_folder, records.check_stage(stage), "keeper")
     os.makedirs(os.path.dirname(claim), mode=0o700, exist_ok=True)
     with contextlib.suppress(FileExistsError), open(claim, "x", opener=_private, encoding="ascii") as file:
         file.write(str(since))

@@ -4,7 +4,7 @@
     python -m aaflow.runtime.keeper RUN_FOLDER STAGE node   keeps the ranks of a group on a further node
     python -m aaflow.runtime.keeper RUN_FOLDER - engine     keeps the engine that a driver started
     python -m aaflow.runtime.keeper RUN_FOLDER - job        asks in a batch job that starts whether its driver lives
-    python -m aaflow.runtime.keeper RUN_FOLDER - job-end    removes in a batch job that ends what its engine leaves
+    python -m aaflow.runtime.keeper RUN_FOLDER - job-end    removes what an engine leaves when its batch job ends
 
 Who notices what, and within which time:
 
@@ -298,6 +298,8 @@ def _keep_group(run_folder: str, stage: str, run: str, lease: Callable[[], Lease
         return list({*processes.find_marked(processes.GROUP, f"{run}/{stage}"), *processes.children(os.getpid())})
 
     clean = reason is None and launch.status == 0
+    if not clean:
+        _close_node(run_folder, stage)
     left = clean_group(run_folder, stage, find, since=None if clean else since)
     status = launch.status
     code, number = (status, None) if status is None or status >= 0 else (None, -status)
@@ -308,21 +310,37 @@ def _keep_group(run_folder: str, stage: str, run: str, lease: Callable[[], Lease
         clean_engine(run_folder)
 
 
-def _keep_ranks(run_folder: str, stage: str, run: str, lease: Callable[[], Lease]) -> None:
-    """Keep the ranks of a group on a further node until they have ended or must end; how they ended is not known."""
+def _close_node(run_folder: str, stage: str) -> None:
+    """Have ranks that come to this node from now on go again; those that came before can be found, and are ended."""
+    records.write(records.on_node_path(run_folder, stage, "over"), None)
+
+
+def _keep_ranks(run_folder: str, stage: str, run: str, lease: Callable[[], Lease] | None) -> None:
+    """Keep the ranks of a group on a further node until they have ended or must end; how they ended is not known.
+
+    Args:
+        run_folder: of the run.
+        stage: of the group.
+        run: id of the run.
+        lease: makes the keeper's end of the lease; None where the run has ended.
+    """
     wakeup = Wakeup()
-    with open(records.node_keeper_path(run_folder, stage), encoding="ascii") as file:
+    with open(records.on_node_path(run_folder, stage, "keeper"), encoding="ascii") as file:
         since = int(file.read())
     group = f"{run}/{stage}"
-    ranks = Ranks(group)
-    held = lease()
-    reason = _watch(held, wakeup, ranks, owner=False)
+    held, reason = None, None
+    if lease is not None:
+        ranks = Ranks(group)
+        held = lease()
+        reason = _watch(held, wakeup, ranks, owner=False)
+    _close_node(run_folder, stage)
 
     def find() -> list[processes.Process]:
         return processes.find_marked(processes.GROUP, group)
 
     left = clean_group(run_folder, stage, find, since=since)
-    held.goodbye(GroupResult(stage, reason=reason, left=left))
+    if held is not None:
+        held.goodbye(GroupResult(stage, reason=reason, left=left))
 
 
 def _keep_engine(run_folder: str, lease: Callable[[], Lease]) -> None:
@@ -353,24 +371,26 @@ def main(arguments: list[str]) -> None:
     """
     run_folder, stage, kind = [*arguments, "group"][:3]
     if kind == "job-end":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job that is cancelled
+        sys.stdin.buffer.read()
         clean_engine_job(run_folder)
         return
     driver = records.read(records.driver_path(run_folder))
     keys = records.read(records.client_keys_path(run_folder))
     if driver is None or keys is None:
         raise SystemExit(f"run folder {run_folder}: driver.json or keys/ is missing, so there is nothing to keep")
+    run = str(driver["run"])
     if "ended" in driver:
         if kind == "engine":
             clean_engine(run_folder)
         elif kind == "group":
             refused = GroupResult(stage, reason=f"its run has ended ({driver['ended']}), so nothing was started")
             records.write(records.group_path(run_folder, stage), refused.to_json())
+        elif kind == "node":
+            _keep_ranks(run_folder, stage, run, None)
         elif kind == "job":
             sys.exit(DRIVER_GONE)
         return
     hello = {**processes.identity(), "kind": kind, "stage": stage}
-    run = str(driver["run"])
 
     def lease() -> Lease:
         return Lease(run_folder, driver, keys, hello)
@@ -387,3 +407,4 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1:])
+    os._exit(0)  # whoever waits for the group waits for this process, which has nothing to finalise

@@ -9,6 +9,7 @@ keys/                      CURVE keys of the run (0700, files 0600)
 groups/STAGE.json          how the task group ended; by its keeper
 ranks/STAGE.RANK.json      node, process, shared-memory files; by the rank
 ranks/STAGE.HOST.keeper    since when (ns) the group has a keeper on a further node; by the rank that started it
+ranks/STAGE.HOST.over      the keeper there ends the group: a rank that comes now goes again; by the keeper
 errors/STAGE.RANK.json     what went wrong in a rank; by the rank before it aborts
 logs/STAGE.out             stdout and stderr of the group, and what its keeper has to say
 ========================== ===========================================================
@@ -102,9 +103,9 @@ def log_path(run_folder: str, stage: str) -> str:
     return os.path.join(run_folder, "logs", f"{stage}.out")
 
 
-def node_keeper_path(run_folder: str, stage: str) -> str:
-    """Where the first rank of a group on this node, if it is a further one, says that it started the keeper there."""
-    return os.path.join(run_folder, "ranks", f"{stage}.{os.uname().nodename}.keeper")
+def on_node_path(run_folder: str, stage: str, what: str) -> str:
+    """Where parts of a group on this node say something to each other; ``what`` is ``keeper`` or ``over``."""
+    return os.path.join(run_folder, "ranks", f"{stage}.{os.uname().nodename}.{what}")
 
 
 def driver_path(run_folder: str) -> str:

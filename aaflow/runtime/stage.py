@@ -39,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = RunFolder(Path(placement_path).parent)
     use_one_thread()
     rank = _rank_of_environment()
+    if not keep_node(str(folder.path), stage_name):
+        print(f"rank {rank} of stage {stage_name!r} comes when its group has ended", file=sys.stderr)
+        return 1
     try:
         from aaflow.scheduling.placement import Placement
 
@@ -51,7 +54,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 os.environ.setdefault(variable, value)  # what a user or a site said already counts
         from aaflow.dataplane.communicator import communicator
 
-        keep_node(str(folder.path), stage_name)
         comm = communicator(placement.plan.stage(stage_name).communicator)
         _check_size(comm, placement, stage_name)
         register_rank(str(folder.path), stage_name, rank)

@@ -1,7 +1,7 @@
 """Engines that start groups of ranks: aaflow's pilots, and the same engines alone at their best.
 
 Each is used once, in a process of its own: made (imports, plans), ``start``, ``run_group`` one after another, ``end``.
-A rank is a command that notes when it began, and ends.
+A rank is a command that notes when it began, and ends after half a second: no rank that does anything is done before.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Engine(Protocol):
 def write_rank(folder: Path) -> Path:
     """The command of a rank."""
     rank = folder / "rank.sh"
-    rank.write_text(f"#!/bin/sh\ndate +%s.%N > {folder}/$$.new && mv {folder}/$$.new {folder}/$$.began\n")
+    rank.write_text(f"#!/bin/sh\ndate +%s.%N > {folder}/$$.new && mv {folder}/$$.new {folder}/$$.began\nsleep 0.5\n")
     rank.chmod(0o700)
     return rank
 

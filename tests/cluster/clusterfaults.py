@@ -6,6 +6,7 @@ import contextlib
 import functools
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class ClusterFaults(Kills):
         shared: set[sharedfiles.SharedFile],
     ) -> list[str]:
         if outcome.role == "node":
-            self._cancel_what_waits_for_it(command)
+            threading.Thread(target=self._cancel_what_waits_for_it, args=(command,), daemon=True).start()
         problems = super()._watch_end(ingestion, command, outcome, shared)
         # What a lost node had in its /tmp, which is that of all nodes here, is out of reach.
         return [problem for problem in problems if outcome.role != "node" or str(ingestion.temporary) not in problem]

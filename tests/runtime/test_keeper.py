@@ -42,18 +42,33 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(aaflow.__file__).parent.parent))
 
 
-#: One that is killed inside MPI_Init: before it registered what it made.
+#: One that stays inside MPI_Init, or is killed there: before it registered what it made.
 UNREGISTERED = """
-import os, signal, sys
+import os, signal, sys, time
 from aaflow.runtime.group import keep_node
-keep_node(sys.argv[1], "work")
+print(keep_node(sys.argv[1], "work"))
 open(sys.argv[2], "x").close()
-os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[3] == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(3600)
+"""
+LATE = """
+import sys
+from aaflow.runtime.group import keep_node
+print(keep_node(sys.argv[1], "work"))
 """
 
 
 def far_ranks(folder: Path, seconds: float) -> list[str]:
     return ["mpiexec", "-n", "2", sys.executable, "-c", FAR_RANKS, str(folder), str(seconds)]
+
+
+def far_rank(run: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A rank that takes itself to be on another node than its group's keeper, and that no such keeper sees."""
+    far = {processes.KEEPER: '{"host": "elsewhere", "boot": "another", "namespace": "another"}'}
+    environment = {**processes.marked(os.environ, run=run, stage="work"), **far}
+    argv = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(argv, env=environment, stdout=subprocess.PIPE, text=True, timeout=20)
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -101,11 +116,30 @@ def test_a_further_node_has_one_keeper_that_goes_with_its_ranks(tmp_path: Path) 
 def test_a_keeper_on_a_further_node_removes_what_ranks_made_that_never_registered(tmp_path: Path) -> None:
     made = Path("/dev/shm", f"mpich_shm_{tmp_path.name}")
     with RunLease(str(tmp_path)) as lease:
-        far = {processes.KEEPER: '{"host": "elsewhere", "boot": "another", "namespace": "another"}'}
-        environment = {**processes.marked(os.environ, run=lease.run, stage="work"), **far}
-        rank = subprocess.run([sys.executable, "-c", UNREGISTERED, str(tmp_path), str(made)], env=environment)
+        rank = far_rank(lease.run, UNREGISTERED, str(tmp_path), str(made), "killed")
         assert rank.returncode == -signal.SIGKILL
         wait_for(lambda: not made.exists())
+    assert far_rank(lease.run, LATE, str(tmp_path)).stdout == "False\n"
+
+
+def test_a_keeper_on_a_further_node_that_comes_when_the_run_has_ended_ends_its_ranks(tmp_path: Path) -> None:
+    made = Path("/dev/shm", f"mpich_shm_{tmp_path.name}")
+    with RunLease(str(tmp_path)) as lease:
+        pass
+    assert far_rank(lease.run, UNREGISTERED, str(tmp_path), str(made), "stays").returncode == -signal.SIGKILL
+    wait_for(lambda: not made.exists())
+
+
+def test_a_rank_that_comes_after_its_group_was_ended_goes_again(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)) as lease:
+        with pytest.raises(StageError):
+            run_group(str(tmp_path), "work", ["false"], {})
+        environment = processes.marked(os.environ, run=lease.run, stage="work")
+        argv = [sys.executable, "-c", LATE, str(tmp_path)]
+        assert subprocess.run(argv, env=environment, stdout=subprocess.PIPE, text=True).stdout == "False\n"
+        again = run_group(str(tmp_path), "work", argv, {})
+        assert again.succeeded
+        assert (tmp_path / "logs" / "work.out").read_text() == "True\n"
 
 
 def test_a_keeper_on_a_further_node_ends_its_ranks_with_the_run(tmp_path: Path) -> None:
