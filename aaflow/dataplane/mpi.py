@@ -39,7 +39,7 @@ class MpiCommunicator:
     """
 
     def __init__(self, color: int = 0, window_bytes: int = WINDOW_BYTES) -> None:
-        _avoid_long_pmi_requests()
+        _use_ofi_under_pmi2()
         try:
             from mpi4py import MPI
         except ImportError as error:
@@ -160,18 +160,22 @@ def size_of(table: pa.Table) -> int:
     return sum(chunk.nbytes for column in table.columns for chunk in column.chunks if len(chunk))
 
 
-def _avoid_long_pmi_requests() -> None:
+def _use_ofi_under_pmi2() -> None:
     """Have MPICH from PyPI use OFI where Slurm's pmi2 plugin started this rank, unless the environment says otherwise.
 
     That plugin reads a request of PMI-1 up to 1024 bytes and takes the rest for the next one (``handle_pmi1_cmd`` in
     Slurm's ``mpi/pmi2/pmi1.c``). MPICH puts its UCX address with what lies behind it in memory, 511 bytes a request
     and two digits a byte other than 0 (``MPIDI_UCX_comm_addr_exchange``): by what that memory held before, ranks find
     each other, fail or wait for ever. OFI's addresses are short. This MPICH can't do PMI-2, which has no such limit.
+
+    Of OFI's providers it would take ``sockets`` before ``tcp``, and with that ranks may wait in ``MPI_Init`` for ever:
+    8 ranks on 4 busy nodes did in about one of seven starts, with ``tcp`` in none (see also pmodels/mpich#5437).
     """
     if {"SLURM_STEP_ID", "PMI_FD", "PMI_JOBID"} <= os.environ.keys():  # Hydra under Slurm has no such PMI_JOBID
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             importlib.metadata.distribution("mpich")
             os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
+            os.environ.setdefault("FI_PROVIDER", "^sockets")
 
 
 def _tree(nodes: Sequence[Sequence[int]]) -> Iterator[dict[int, int]]:
