@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.metadata
 import os
@@ -39,8 +40,9 @@ class MpiCommunicator:
     """
 
     def __init__(self, color: int = 0, window_bytes: int = WINDOW_BYTES) -> None:
-        _use_ofi_under_pmi2()
         try:
+            if _is_pypi_mpich_under_pmi2():
+                _avoid_its_traps()
             from mpi4py import MPI
         except ImportError as error:
             raise DependencyError(f"communicator 'mpi' needs mpi4py and an MPI library: {error}") from error
@@ -160,22 +162,44 @@ def size_of(table: pa.Table) -> int:
     return sum(chunk.nbytes for column in table.columns for chunk in column.chunks if len(chunk))
 
 
-def _use_ofi_under_pmi2() -> None:
-    """Have MPICH from PyPI use OFI where Slurm's pmi2 plugin started this rank, unless the environment says otherwise.
-
-    That plugin reads a request of PMI-1 up to 1024 bytes and takes the rest for the next one (``handle_pmi1_cmd`` in
-    Slurm's ``mpi/pmi2/pmi1.c``). MPICH puts its UCX address with what lies behind it in memory, 511 bytes a request
-    and two digits a byte other than 0 (``MPIDI_UCX_comm_addr_exchange``): by what that memory held before, ranks find
-    each other, fail or wait for ever. OFI's addresses are short. This MPICH can't do PMI-2, which has no such limit.
-
-    Of OFI's providers it would take ``sockets`` before ``tcp``, and with that ranks may wait in ``MPI_Init`` for ever:
-    8 ranks on 4 busy nodes did in about one of seven starts, with ``tcp`` in none (see also pmodels/mpich#5437).
-    """
+def _is_pypi_mpich_under_pmi2() -> bool:
     if {"SLURM_STEP_ID", "PMI_FD", "PMI_JOBID"} <= os.environ.keys():  # Hydra under Slurm has no such PMI_JOBID
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            importlib.metadata.distribution("mpich")
-            os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
-            os.environ.setdefault("FI_PROVIDER", "^sockets")
+            return bool(importlib.metadata.distribution("mpich"))
+    return False
+
+
+def _avoid_its_traps() -> None:
+    """Have MPICH from PyPI start and end where Slurm's pmi2 plugin started this rank; the environment's word counts.
+
+    It must not use UCX: that plugin reads a request of PMI-1 up to 1024 bytes and takes the rest for the next one
+    (``handle_pmi1_cmd`` in Slurm's ``mpi/pmi2/pmi1.c``). MPICH puts its UCX address with what lies behind it in memory,
+    511 bytes a request and two digits a byte other than 0 (``MPIDI_UCX_comm_addr_exchange``): by what that memory held
+    before, ranks find each other, fail or wait for ever. OFI's addresses are short. It can't do PMI-2, which has no
+    such limit.
+
+    Of OFI's providers it must not use ``sockets``, its choice before ``tcp``: ranks may wait in ``MPI_Init`` for ever
+    (see pmodels/mpich#5437), of 8 on 4 busy nodes in one of ten starts. With ``tcp`` they start, but ``MPI_Finalize``
+    fails (``fabricclose``: busy), so it is left out (:func:`_leave`).
+    """
+    import mpi4py
+
+    os.environ.setdefault("MPIR_CVAR_CH4_NETMOD", "ofi")
+    os.environ.setdefault("FI_PROVIDER", "^sockets")
+    mpi4py.rc.finalize = False
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    """End without ``MPI_Finalize``: what it does is to wait for all ranks, and to remove the names of shared memory."""
+    from mpi4py import MPI
+
+    wait(MPI.COMM_WORLD.Ibarrier())
+    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+        mapped = {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if " /dev/shm/mpich_" in line}
+    for path in mapped:
+        with contextlib.suppress(FileNotFoundError):  # another rank of this node was first
+            os.unlink(path)
 
 
 def _tree(nodes: Sequence[Sequence[int]]) -> Iterator[dict[int, int]]:
