@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import secrets
@@ -146,9 +147,10 @@ class Ingestion:
         """The segment file (relative to the index; empty where there are no rows) of every unit that was committed."""
         found = {}
         for record in self.index.glob("staging/*/*.json"):
-            unit = json.loads(record.read_bytes())
-            segment = unit["segment"]
-            found[record.stem] = f"partitions/{unit['partition']:05d}/{segment['id']}.arrow" if segment else ""
+            with contextlib.suppress(FileNotFoundError):  # it has just been published
+                unit = json.loads(record.read_bytes())
+                segment = unit["segment"]
+                found[record.stem] = f"partitions/{unit['partition']:05d}/{segment['id']}.arrow" if segment else ""
         return found
 
     def run_folders(self) -> list[Path]:
