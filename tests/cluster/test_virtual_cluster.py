@@ -40,6 +40,7 @@ def test_ranks_of_all_nodes_reach_each_other_whatever_their_memory_held_before(c
     )
     shown = cluster.run([*STEP, sys.executable, "-c", program])
     assert shown.stdout.splitlines() == ["8 2 28"] * 8, shown
+    assert [cluster.run(["ls", "/dev/shm"], node).stdout for node in cluster.nodes] == [""] * 4
 
 
 def test_a_lost_node_takes_its_step_along_and_slurm_notices(possible: None) -> None:

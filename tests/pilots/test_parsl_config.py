@@ -54,16 +54,24 @@ def test_slurm_gets_the_options_of_the_site_and_all_nodes_in_one_block(tmp_path:
     assert end_without_driver(str(tmp_path.parent)) in provider.worker_init
 
 
-@pytest.mark.parametrize("ends", ["exit 3", "kill $$", "(sleep 0.02; kill $$) & exit 3", "kill -KILL $$"])
+@pytest.mark.parametrize(
+    ("ends", "code"),
+    [
+        ("exit 3", 3),
+        ("kill $$", -signal.SIGTERM),
+        ("(sleep 0.02; kill $$) & exit 3", 3),
+        ("kill -KILL $$", -signal.SIGKILL),
+    ],
+)
 def test_a_batch_job_removes_the_temporary_files_of_its_engine_and_keeps_the_folder_of_the_node(
-    tmp_path: Path, ends: str
+    tmp_path: Path, ends: str, code: int
 ) -> None:
     node = tmp_path / "node"
     node.mkdir()
     lines = clean_at_end(str(tmp_path / "run"))
     script = f'{lines}\ntouch "$TMPDIR/pymp-1" || exit 9\necho "$TMPDIR $AAFLOW_NODE_TMPDIR"\n{ends}'
     ended = subprocess.run(["bash", "-c", script], env={**os.environ, "TMPDIR": str(node)}, stdout=-1, text=True)
-    assert ended.returncode in (3, -signal.SIGTERM, -signal.SIGKILL)
+    assert ended.returncode == code
     own, kept = ended.stdout.split()
     assert (Path(own).parent, kept) == (node, str(node))
     assert not list(node.iterdir())
