@@ -88,7 +88,7 @@ def _config(
         heartbeat_threshold=10,
         worker_logdir_root=str(folder),
         interchange_launch_cmd=[*interchange_prefix, *_beside(scripts, DEFAULT_INTERCHANGE_LAUNCH_CMD)],
-        launch_cmd=" ".join(_beside(scripts, DEFAULT_LAUNCH_CMD.split())),
+        launch_cmd=_pool_command(),
     )
     return Config(
         executors=[executor],
@@ -100,6 +100,12 @@ def _config(
         usage_tracking=0,
         initialize_logging=True,
     )
+
+
+def _pool_command() -> str:
+    """Parsl's command for a pool of workers, which :mod:`aaflow_parsl.pool` starts and watches."""
+    _, *options = DEFAULT_LAUNCH_CMD.split(" ")
+    return " ".join([shlex.quote(sys.executable), "-m", "aaflow_parsl.pool", *options])
 
 
 def _beside(scripts: Path, command: list[str] | tuple[str, ...]) -> list[str]:
@@ -126,6 +132,15 @@ class _Noted:
         return job
 
 
+class WatchedLocal(LocalProvider):
+    """The provider for one machine; Parsl asks it every second whether the pool lives, and by default every five."""
+
+    @property
+    def status_polling_interval(self) -> int:
+        """See Parsl; seconds."""
+        return 1
+
+
 class NotedSlurm(_Noted, SlurmProvider):
     """Slurm's provider."""
 
@@ -149,7 +164,7 @@ def _provider(
         "max_blocks": 1,
     }
     if site.scheduler == "local":
-        return LocalProvider(**common)
+        return WatchedLocal(**common)
     if site.scheduler == "slurm":
         given = _renamed(site.provider, {**_SLURM, **_ALSO})
         return slurm(nodes_per_block=site.nodes, exclusive=True, **common, **given)

@@ -229,6 +229,6 @@ def find_parts(run_folder: Path, driver: int, alive: list[Process]) -> dict[str,
         return parts
     parts["worker"] = parent(parts["keeper"])
     parts["pool"] = parent(parts["worker"])
-    assert "process_worker_pool.py" in command_line(parts["pool"])
+    assert "aaflow_parsl.pool" in command_line(parts["pool"])
     (parts["interchange"],) = (process for process in alive if "HTEX interchange" in command_line(process))
     return parts

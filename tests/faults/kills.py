@@ -403,7 +403,7 @@ def role_of(process: Process) -> str:
     kinds = {
         "HTEX interchange": "interchange",
         "interchange.py": "interchange",
-        "process_worker_pool": "pool",
+        "aaflow_parsl.pool": "pool",
         "multiprocessing.resource_tracker": "tracker",
         "multiprocessing.spawn": "worker",
         "aaflow.runtime.stage": "rank",

@@ -143,7 +143,7 @@ def test_an_interchange_that_dies_before_the_group_starts_ends_the_run(ingestion
     def find() -> list[Process]:
         return [process for process in ingestion.alive() if "HTEX interchange" in command_line(process)]
 
-    wait_for(lambda: any("process_worker_pool" in command_line(process) for process in ingestion.alive()))
+    wait_for(lambda: any("aaflow_parsl.pool" in command_line(process) for process in ingestion.alive()))
     (interchange,) = find()
     processes.kill(interchange)
     out, err = command.communicate(timeout=BUDGET)
@@ -170,6 +170,24 @@ def test_an_interchange_that_dies_while_it_starts_ends_the_run(ingestion: Ingest
     assert err == "aaflow: Parsl's interchange of executor 'aaflow' died while it started\n"
     assert ingestion.alive() == []
     assert list(ingestion.temporary.rglob("*")) == []
+
+
+def test_the_manager_of_parsls_pool_that_dies_before_a_task_starts_ends_the_run(ingestion: Ingestion) -> None:
+    command = ingestion.start(ingestion.command("parsl"))
+
+    def find() -> list[Process]:
+        """The manager, which the pool starts first, and its workers."""
+        found = [process for process in ingestion.alive() if "multiprocessing.spawn" in command_line(process)]
+        return sorted(found, key=lambda process: process.start)
+
+    wait_for(lambda: len(find()) > 1)
+    processes.kill(find()[0])
+    out, err = command.communicate(timeout=BUDGET)
+    assert (command.returncode, out) == (1, "")
+    assert re.match(r"aaflow: stage 'load\+.*' failed .* the manager process of Parsl's pool died", err), err
+    assert ingestion.alive() == []
+    assert list(ingestion.temporary.rglob("*")) == []
+    assert ingestion.content()[0] == 1
 
 
 @pytest.mark.timeout(900)
