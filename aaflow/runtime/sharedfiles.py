@@ -33,11 +33,12 @@ def read_shared_file(record: Mapping[str, Any]) -> SharedFile:
     return SharedFile(str(record["path"]), int(record["inode"]))
 
 
-def _mapped_inodes(pid: int) -> set[int]:
-    """Inodes of the files in ``/dev/shm`` that a process maps; empty when there is no process."""
-    found = set()
+def _mapped_inodes(pid: int) -> set[int] | None:
+    """Inodes of the files in ``/dev/shm`` that a process maps; None when it has no memory (any more)."""
+    found = None
     with contextlib.suppress(OSError), open(f"/proc/{pid}/maps", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
+            found = set() if found is None else found
             fields = line.rstrip("\n").split(maxsplit=5)
             if len(fields) == 6 and fields[5].startswith(FOLDER + "/"):
                 found.add(int(fields[4]))
@@ -95,18 +96,22 @@ def known_made_since(time_ns: int) -> set[SharedFile]:
     return found
 
 
-def remove_unused(files: Iterable[SharedFile]) -> list[SharedFile]:
-    """Remove those of ``files`` that are still there and that no living process of this user maps or has open.
+def _used_by(pid: int) -> set[int]:
+    """Inodes of the files in ``/dev/shm`` that a process maps or has open.
 
-    Open files are looked at before maps, process by process: whoever creates a file has it open until it maps it, so
-    none is missed in between.
+    Open files are looked at first: whoever creates a file has it open until it maps it, so none is missed in between.
+    A process that was killed gives its memory back before it closes its files, and uses none of them any more.
     """
+    opened = _opened_by(pid)
+    mapped = _mapped_inodes(pid)
+    return set() if mapped is None else opened | mapped
+
+
+def remove_unused(files: Iterable[SharedFile]) -> list[SharedFile]:
+    """Remove those of ``files`` that are still there and that no living process of this user maps or has open."""
     candidates = {file for file in files if is_there(file)}
     if candidates:
-        used: set[int] = set()
-        for pid in own_pids():
-            used |= _opened_by(pid)
-            used |= _mapped_inodes(pid)
+        used = set[int]().union(*(_used_by(pid) for pid in own_pids()))
         candidates = {file for file in candidates if file.inode not in used}
     removed = []
     for file in sorted(candidates, key=lambda file: file.path):

@@ -147,3 +147,25 @@ def test_the_job_of_an_engine_whose_driver_died_is_cancelled(
     assert remove(found) == ()
     assert (tmp_path / "cancelled").read_text() == "12\n"
     assert find_leftovers(str(runs)) == []
+
+
+def test_shared_memory_that_a_dying_process_has_not_closed_yet_is_removed(shared: SharedFile) -> None:
+    """It gives its memory back first; that of this one takes longer than a look at it."""
+    code = """
+import mmap, sys
+with open(sys.argv[1], "r+b") as file, mmap.mmap(-1, 1 << 29) as memory:
+    memory.madvise(mmap.MADV_NOHUGEPAGE)
+    memory[:: mmap.PAGESIZE] = bytes(len(memory) // mmap.PAGESIZE)
+    print(flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code, shared.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as user:
+        assert user.stdout is not None
+        user.stdout.readline()
+        assert sharedfiles.remove_unused([shared]) == []
+        user.kill()
+        while processes.has_variable(user.pid, "PATH"):
+            pass
+        assert sharedfiles.remove_unused([shared]) == [shared]
