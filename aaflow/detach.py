@@ -21,7 +21,8 @@ from types import FrameType
 
 from aaflow.driver import RunResult, carry_out, prepare, told_end
 from aaflow.errors import AaflowError, JobEnded, PilotError, RunError, StageError
-from aaflow.pilot import find_pilot, import_folders
+from aaflow.launchorder import import_folders
+from aaflow.pilot import find_pilot
 from aaflow.runtime import processes, records
 from aaflow.runtime.progress import committed_units, require_progress, require_units
 from aaflow.runtime.runfolder import RunFolder

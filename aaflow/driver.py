@@ -19,7 +19,8 @@ from aaflow.compiler.plan import Plan
 from aaflow.dataplane.edge import write_edge_keys
 from aaflow.errors import AaflowError, InputError, JobEnded, PilotError, RunError, StageError
 from aaflow.index import IndexSpec, Writer, open_index
-from aaflow.pilot import Pilot, find_pilot, write_launch_orders
+from aaflow.launchorder import write_launch_orders
+from aaflow.pilot import Pilot, find_pilot
 from aaflow.runtime import processes, records
 from aaflow.runtime.ending import blames_neighbour, first_loss
 from aaflow.runtime.lease import RunLease

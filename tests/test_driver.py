@@ -12,7 +12,8 @@ import aaflow
 from aaflow import driver
 from aaflow.errors import IndexLocked, InputError, PilotError, RunError, StageError, VectorIndexError
 from aaflow.index import IndexSpec, Writer, open_index
-from aaflow.pilot import LocalPilot, allocated_nodes, find_pilot, import_folders
+from aaflow.launchorder import allocated_nodes, import_folders
+from aaflow.pilot import LocalPilot, find_pilot
 from aaflow.runtime.progress import expected_units
 
 

@@ -70,7 +70,7 @@ class Aaflow:
 
     def start(self) -> None:
         """See :class:`Engine`."""
-        from aaflow.pilot import write_launch_orders
+        from aaflow.launchorder import write_launch_orders
         from aaflow.runtime.lease import RunLease
         from aaflow.runtime.runfolder import RunFolder
 

@@ -8,7 +8,7 @@ import multiprocessing
 import signal
 from collections.abc import Iterator
 
-from aaflow.pilot import start_stage
+from aaflow.launchorder import start_stage
 
 
 def run_stage(run_folder: str, stage: str) -> str:

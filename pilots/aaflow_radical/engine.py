@@ -18,7 +18,7 @@ from pathlib import Path
 from site import getuserbase
 from typing import Any
 
-from aaflow.pilot import import_folders
+from aaflow.launchorder import import_folders
 from aaflow.runtime.enginejob import end_without_driver
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site

@@ -10,7 +10,7 @@ import os
 import sys
 
 from aaflow import errors
-from aaflow.pilot import start_stage
+from aaflow.launchorder import start_stage
 from aaflow.runtime import records
 
 
