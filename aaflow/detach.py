@@ -133,7 +133,7 @@ def _start_in_background(folder: RunFolder, command: list[str], environment: dic
             start_new_session=True,
         )  # fmt: skip
     process = processes.find_process(driver.pid) or processes.Process(driver.pid, 0)  # it is over already
-    identity = {**dataclasses.asdict(processes.this_node()), **dataclasses.asdict(process)}
+    identity = processes.identity(process)
     records.note_driver_process(str(folder.path), identity)
 
 

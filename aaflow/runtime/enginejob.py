@@ -8,7 +8,7 @@ import time
 
 from aaflow.errors import JobEnded
 from aaflow.runtime import processes
-from aaflow.runtime.keeper import DRIVER_GONE
+from aaflow.runtime.keeping import DRIVER_GONE
 from aaflow.runtime.records import engine_job, note_engine_job
 from aaflow.scheduling.batch import ask
 

@@ -35,7 +35,7 @@ from aaflow.runtime import processes, records
 from aaflow.runtime.cleaning import clean_engine, clean_group
 from aaflow.runtime.ending import GroupResult, stage_error
 from aaflow.runtime.group import start_keeper
-from aaflow.runtime.keeper import BEAT_SECONDS, LEASE_SECONDS
+from aaflow.runtime.keeping import BEAT_SECONDS, LEASE_SECONDS
 
 #: How long :meth:`RunLease.end` waits for the keepers' goodbyes: as long as a keeper may take to end its group.
 END_SECONDS = 8.0

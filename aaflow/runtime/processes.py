@@ -3,7 +3,8 @@
 MPI launchers put ranks in sessions of their own and orphans change their parent, so neither a process group nor a
 process tree reaches all of a run. Its environment does: every process of a task group carries :data:`GROUP`, every
 process of a run :data:`RUN`, and an engine that aaflow started itself :data:`ENGINE`. Only processes of this user and
-this pid namespace are looked at. Standard library only: the keeper imports this.
+this pid namespace are looked at. Standard library only, and little of it (no dataclasses, which import
+:mod:`inspect`): a keeper imports this before it launches a group.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 #: Environment variables that mark processes: the run, ``<run>/<stage>``, and the run whose pilot started an engine.
 RUN = "AAFLOW_RUN"
@@ -30,8 +29,7 @@ KEEPER = "AAFLOW_KEEPER"
 END_SECONDS = 5.0
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """What says that two pids can be compared: host name, boot and pid namespace (a container has its own)."""
 
     host: str
@@ -39,8 +37,7 @@ class Node:
     namespace: str
 
 
-@dataclass(frozen=True)
-class Process:
+class Process(NamedTuple):
     """A process that can't be mistaken for a later one with the same pid.
 
     Attributes:
@@ -56,7 +53,7 @@ def this_node() -> Node:
     """The node that this process runs on."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         boot = file.read().strip()
-    return Node(socket.gethostname(), boot, os.readlink("/proc/self/ns/pid"))
+    return Node(os.uname().nodename, boot, os.readlink("/proc/self/ns/pid"))
 
 
 def read_node(record: Mapping[str, Any]) -> Node:
@@ -69,9 +66,9 @@ def read_process(record: Mapping[str, Any]) -> Process:
     return Process(int(record["pid"]), int(record["start"]))
 
 
-def identity() -> dict[str, Any]:
-    """This process and its node, as JSON values."""
-    return {**asdict(this_node()), **asdict(this_process())}
+def identity(process: Process | None = None) -> dict[str, Any]:
+    """A process of this node, by default this one, and the node, as JSON values."""
+    return {**this_node()._asdict(), **(process or this_process())._asdict()}
 
 
 def _stat(pid: int) -> list[str]:

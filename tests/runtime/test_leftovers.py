@@ -26,7 +26,7 @@ def dead() -> dict[str, Any]:
     assert found is not None
     process.kill()
     process.wait()
-    return {**asdict(processes.this_node()), **asdict(found)}
+    return processes.identity(found)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import os
 import subprocess
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ def dead() -> dict[str, Any]:
     assert found is not None
     process.kill()
     process.wait()
-    return {**asdict(processes.this_node()), **asdict(found)}
+    return processes.identity(found)
 
 
 @pytest.fixture
