@@ -6,6 +6,7 @@ import contextlib
 import glob
 import os
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -53,13 +54,19 @@ def clean_group(
     left = processes.end_all(find, seconds=seconds) if alive or since is not None else []
     if since is not None:
         files |= sharedfiles.known_made_since(since)
-        hydrafiles.remove_orphans(since)
+        hydrafiles.remove_orphans(min(since, _began(run_folder)))
     sharedfiles.remove_unused(files)
     for folder in ("ranks", "errors"):
         for path in glob.glob(f"{glob.escape(os.path.join(run_folder, folder, stage))}.*.tmp"):
             with contextlib.suppress(OSError):
                 os.unlink(path)
     return tuple(f"process {process.pid}" for process in left)
+
+
+def _began(run_folder: str) -> int:
+    """When a run began (ns): a group whose launcher lived longer had to leave the files of one that ended before."""
+    driver = records.read(records.driver_path(run_folder))
+    return round(driver["began"] * 1e9) if driver is not None else time.time_ns()
 
 
 def cancel_engine_job(run_folder: str) -> bool:

@@ -1,7 +1,7 @@
 """What MPICH's launcher leaves in ``/tmp`` when it is killed. Standard library only.
 
 Its proxy on each node writes the node's topology into a file that ranks read in ``MPI_Init``, and unlinks it at its
-own end.
+own end. Nothing says whose a file is but the time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ PATTERN = "/tmp/hydra_hwloc_xmlfile_*"
 _PROXY = "hydra_pmi_proxy"
 #: The kernel tells the time of boot in whole seconds.
 _CLOCK_SECONDS = 2.0
+#: A proxy writes its file when it starts: within so many seconds, on a busy node.
+_START_SECONDS = 30.0
 
 
 def orphans(since: int) -> list[str]:
     """This user's files that proxies made since then (ns), but for those that one that lives may have made."""
     found = [path for path in glob.glob(PATTERN) if _is_ours(path, since)]
-    oldest = _oldest_proxy() if found else None
-    return [path for path in found if oldest is None or _changed(path) < oldest - _CLOCK_SECONDS]
+    starts = _proxies_starts() if found else []
+    return [path for path in found if not any(_may_be_of(start, _changed(path)) for start in starts)]
+
+
+def _may_be_of(start: float, changed: float) -> bool:
+    """Whether a proxy that started then may have written a file then."""
+    return start - _CLOCK_SECONDS <= changed <= start + _START_SECONDS
 
 
 def remove_orphans(since: int) -> None:
@@ -44,15 +51,12 @@ def _is_ours(path: str, since: int) -> bool:
 def _changed(path: str) -> float:
     try:
         return os.lstat(path).st_ctime
-    except OSError:  # gone by now: not to be touched
+    except OSError:  # gone by now
         return math.inf
 
 
-def _oldest_proxy() -> float | None:
-    """When the oldest living proxy of this user started, in seconds since the epoch."""
-    starts = [
-        process.start
-        for pid in processes.own_pids()
-        if processes.command_name(pid) == _PROXY and (process := processes.find_process(pid)) is not None
-    ]
-    return processes.boot_time() + min(starts) / os.sysconf("SC_CLK_TCK") if starts else None
+def _proxies_starts() -> list[float]:
+    """When the living proxies of this user started, in seconds since the epoch."""
+    proxies = [processes.find_process(pid) for pid in processes.own_pids() if processes.command_name(pid) == _PROXY]
+    ticks = os.sysconf("SC_CLK_TCK")
+    return [processes.boot_time() + proxy.start / ticks for proxy in proxies if proxy is not None]

@@ -33,13 +33,13 @@ class Launch:
         os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
         handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self.since = time.time_ns()
+        _adopt_orphans()
         try:
             self._process = subprocess.Popen(
                 argv, env=environment, stdin=subprocess.DEVNULL, stdout=handle, stderr=handle, start_new_session=True
             )
         finally:
             os.close(handle)
-        _adopt_orphans()
         self._started = time.monotonic()
         self._rank_variables = [name for name in _RANK_VARIABLES if name not in environment]
         self._proxies: dict[processes.Process, int] = {}
@@ -111,7 +111,7 @@ class Ranks:
 
 def _adopt_orphans() -> None:
     """Become the parent of descendants whose own parent dies, so that they can be found and collected."""
-    import ctypes  # while the launcher starts
+    import ctypes
 
     with contextlib.suppress(OSError):
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER

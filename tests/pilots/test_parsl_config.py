@@ -61,6 +61,7 @@ def test_slurm_gets_the_options_of_the_site_and_all_nodes_in_one_block(tmp_path:
         ("kill $$", -signal.SIGTERM),
         ("(sleep 0.02; kill $$) & exit 3", 3),
         ("kill -KILL $$", -signal.SIGKILL),
+        ("kill -KILL $cleaner; exit 3", 3),
     ],
 )
 def test_a_batch_job_removes_the_temporary_files_of_its_engine_and_keeps_the_folder_of_the_node(
