@@ -57,6 +57,10 @@ def _changed(path: str) -> float:
 
 def _proxies_starts() -> list[float]:
     """When the living proxies of this user started, in seconds since the epoch."""
-    proxies = [processes.find_process(pid) for pid in processes.own_pids() if processes.command_name(pid) == _PROXY]
+    proxies = [
+        processes.find_process(pid)
+        for pid in processes.own_pids()
+        if processes.command_name(pid) == _PROXY and processes.has_memory(pid)
+    ]
     ticks = os.sysconf("SC_CLK_TCK")
     return [processes.boot_time() + proxy.start / ticks for proxy in proxies if proxy is not None]

@@ -67,9 +67,8 @@ def main(arguments: list[str]) -> None:
     run, ended = str(driver["run"]), driver.get("ended")
     if kind == "group":
         wakeup = Wakeup()
-        launch: Launch | str = f"its run has ended ({ended}), so nothing was started"
-        if ended is None:
-            launch = launch_group(run_folder, stage, run)
+        refused = f"its run has ended ({ended}), so nothing was started"
+        launch = launch_group(run_folder, stage, run) if ended is None else refused
 
     from aaflow.runtime import keeping
 

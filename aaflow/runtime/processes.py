@@ -104,6 +104,15 @@ def is_alive(process: Process) -> bool:
     return find_process(process.pid) == process
 
 
+def has_memory(pid: int) -> bool:
+    """Whether a process has memory: one that was killed gives it back first, and keeps name and open files longer."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as file:
+            return bool(file.read(1))
+    except OSError:
+        return False
+
+
 def children(pid: int) -> list[Process]:
     """The living children that the main thread of a process made; empty where the kernel doesn't tell."""
     try:
@@ -197,12 +206,15 @@ def kill(process: Process) -> None:
 def end_all(find: Callable[[], list[Process]], *, seconds: float = END_SECONDS) -> list[Process]:
     """SIGKILL what ``find`` finds until it finds nothing twice in a row; returns what is left after ``seconds``.
 
-    Twice, because a process that is just being started or is inside ``execve`` shows no environment for a moment.
+    Twice, because a process that is just being started or is inside ``execve`` shows no environment for a moment. One
+    that dies shows none either, while it still has files open: what was found once has to be gone.
     """
     deadline = time.monotonic() + seconds
+    found: set[Process] = set()
     quiet = 0
     while True:
-        alive = find()
+        found |= set(find())
+        alive = [process for process in found if is_alive(process)]
         quiet = 0 if alive else quiet + 1
         if quiet == 2 or time.monotonic() > deadline:
             return alive

@@ -149,9 +149,8 @@ def test_the_job_of_an_engine_whose_driver_died_is_cancelled(
     assert find_leftovers(str(runs)) == []
 
 
-def test_shared_memory_that_a_dying_process_has_not_closed_yet_is_removed(shared: SharedFile) -> None:
-    """It gives its memory back first; that of this one takes longer than a look at it."""
-    code = """
+#: A process that takes longer to die than a look at it: it opens a file and gives 512 MB of memory back.
+DIES_SLOWLY = """
 import mmap, sys
 with open(sys.argv[1], "r+b") as file, mmap.mmap(-1, 1 << 29) as memory:
     memory.madvise(mmap.MADV_NOHUGEPAGE)
@@ -159,13 +158,29 @@ with open(sys.argv[1], "r+b") as file, mmap.mmap(-1, 1 << 29) as memory:
     print(flush=True)
     sys.stdin.read()
 """
-    with subprocess.Popen(
-        [sys.executable, "-c", code, shared.path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as user:
-        assert user.stdout is not None
-        user.stdout.readline()
-        assert sharedfiles.remove_unused([shared]) == []
-        user.kill()
-        while processes.has_variable(user.pid, "PATH"):
-            pass
-        assert sharedfiles.remove_unused([shared]) == [shared]
+
+
+@pytest.fixture
+def slow(shared: SharedFile) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of the run ``lost-1`` that has a shared-memory file open and dies slowly."""
+    command, environment = [sys.executable, "-c", DIES_SLOWLY, shared.path], {**os.environ, processes.RUN: "lost-1"}
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as started:
+        assert started.stdout is not None
+        started.stdout.readline()
+        yield started
+        started.kill()
+
+
+def test_shared_memory_that_a_dying_process_has_not_closed_yet_is_removed(
+    shared: SharedFile, slow: subprocess.Popen[bytes]
+) -> None:
+    assert sharedfiles.remove_unused([shared]) == []
+    slow.kill()
+    while processes.has_memory(slow.pid):
+        pass
+    assert sharedfiles.remove_unused([shared]) == [shared]
+
+
+def test_what_was_ended_has_closed_its_files(slow: subprocess.Popen[bytes]) -> None:
+    assert processes.end_marked(processes.RUN, "lost-1") == []
+    assert processes.find_process(slow.pid) is None
