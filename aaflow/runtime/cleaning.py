@@ -54,8 +54,9 @@ def clean_group(
     left = processes.end_all(find, seconds=seconds) if alive or since is not None else []
     if since is not None:
         files |= sharedfiles.known_made_since(since)
-        hydrafiles.remove_orphans(min(since, _began(run_folder)))
     sharedfiles.remove_unused(files)
+    # Of whichever group: while this one's launcher lived, another that ended badly had to leave them.
+    hydrafiles.remove_orphans(_began(run_folder))
     for folder in ("ranks", "errors"):
         for path in glob.glob(f"{glob.escape(os.path.join(run_folder, folder, stage))}.*.tmp"):
             with contextlib.suppress(OSError):
@@ -64,7 +65,7 @@ def clean_group(
 
 
 def _began(run_folder: str) -> int:
-    """When a run began (ns): a group whose launcher lived longer had to leave the files of one that ended before."""
+    """When a run began, in ns since the epoch."""
     driver = records.read(records.driver_path(run_folder))
     return round(driver["began"] * 1e9) if driver is not None else time.time_ns()
 
