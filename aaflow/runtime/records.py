@@ -42,11 +42,12 @@ def check_stage(stage: str) -> str:
 def write(path: str, record: Any) -> None:
     """Write JSON to ``path``, whole or not at all; folder 0700, file 0600."""
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    text = json.dumps(record)  # before there is a file, which stays where this process is killed
     temporary = f"{path}.{os.uname().nodename}.{os.getpid()}.tmp"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(record, file)
+            file.write(text)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
