@@ -280,11 +280,19 @@ class RunLease:
             if keeper.process is not None:  # one that stands still: who started it waits for its end
                 processes.kill(keeper.process)
             if keeper.kind not in ("engine", "job"):
-                group = f"{self.run}/{keeper.stage}"
-                find = functools.partial(processes.find_marked, processes.GROUP, group)
-                left = clean_group(self.run_folder, keeper.stage, find, seconds=1.0)
-                result = GroupResult(keeper.stage, reason=f"its keeper on {keeper.host} {why}", left=left)
-                self._ended_group(keeper.stage, "group", result, keeper.host)
+                self._ended_group(keeper.stage, "group", self._end_lost(keeper, why), keeper.host)
+
+    def _end_lost(self, keeper: _Keeper, why: str) -> GroupResult:
+        """End what a lost keeper kept, if it is on this node; elsewhere the other keepers of its stage end theirs.
+
+        Only then: where this reached further, a keeper that lives would tell of what was done to its launch command
+        before this thread has told it why.
+        """
+        left: tuple[str, ...] = ()
+        if keeper.process is not None:
+            find = functools.partial(processes.find_marked, processes.GROUP, f"{self.run}/{keeper.stage}")
+            left = clean_group(self.run_folder, keeper.stage, find, seconds=1.0)
+        return GroupResult(keeper.stage, reason=f"its keeper on {keeper.host} {why}", left=left)
 
 
 def _why_lost(keeper: _Keeper, now: float) -> str | None:

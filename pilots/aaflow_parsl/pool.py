@@ -37,4 +37,5 @@ def end_with_manager() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=end_with_manager, name="manager-watch", daemon=True).start()
-    runpy.run_module(POOL, run_name="__main__", alter_sys=True)
+    # Kept to the end: without its module the pool's manager would end before the main thread, as if it had died.
+    kept = runpy.run_module(POOL, run_name="__main__", alter_sys=True)

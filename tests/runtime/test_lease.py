@@ -104,27 +104,47 @@ def test_a_keeper_that_falls_silent_fails_the_future_and_its_group_ends(
         assert group.error is not None
 
 
+def test_a_lost_node_is_told_by_all_who_end_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_SECONDS", 2.0)
+    with RunLease(str(tmp_path)) as lease, zmq.Context() as context:
+        ended = lease.watch("embed")
+        group = Group(str(tmp_path), "embed", ["sleep", "3600"])
+        wait_until_alive(lease, "embed")
+        elsewhere = {"kind": "node", "stage": "embed", "host": "node2", "boot": "b", "namespace": "n"}
+        with keeper_socket(context, tmp_path) as socket:
+            socket.send(json.dumps({**elsewhere, "word": "beat"}).encode())
+            assert socket.poll(1000)
+        words = "its keeper on node2 was silent for 2 s: its node or the way there is lost"
+        with pytest.raises(StageError, match=words):
+            ended.result(timeout=6)
+        group.join(timeout=10)
+        assert words in str(group.error)  # and not that the launch command was killed, which is what followed
+
+
+def keeper_socket(
+    context: zmq.Context[zmq.Socket[bytes]], folder: Path, keys: tuple[bytes, bytes] | None = None
+) -> zmq.Socket[bytes]:
+    """A socket as a keeper has it, with the run's own keys or others."""
+    own, driver = records.read(records.client_keys_path(str(folder))), records.read(records.driver_path(str(folder)))
+    assert own is not None
+    assert driver is not None
+    socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
+    socket.curve_serverkey = own["server"].encode()
+    socket.curve_publickey, socket.curve_secretkey = keys or (own["public"].encode(), own["secret"].encode())
+    socket.setsockopt(zmq.LINGER, 0)
+    socket.connect(driver["address"])
+    return socket
+
+
 def test_only_the_runs_own_keys_come_in(tmp_path: Path) -> None:
     with RunLease(str(tmp_path)) as lease:
-        keys = records.read(records.client_keys_path(str(tmp_path)))
-        driver = records.read(records.driver_path(str(tmp_path)))
-        assert keys is not None
-        assert driver is not None
-        stranger_public, stranger_secret = zmq.curve_keypair()
         keeper = {"kind": "group", "stage": "s", "host": "h", "boot": "b", "namespace": "n"}
         hello = json.dumps({**keeper, "word": "beat"}).encode()
         goodbye = json.dumps({**keeper, "word": "bye", "result": GroupResult("s", 0).to_json()}).encode()
         answered = []
         with zmq.Context() as context:
-            for public, secret in (
-                (stranger_public, stranger_secret),
-                (keys["public"].encode(), keys["secret"].encode()),
-            ):
-                socket: zmq.Socket[bytes] = context.socket(zmq.DEALER)
-                socket.curve_serverkey = keys["server"].encode()
-                socket.curve_publickey, socket.curve_secretkey = public, secret
-                socket.setsockopt(zmq.LINGER, 0)
-                socket.connect(driver["address"])
+            for keys in (zmq.curve_keypair(), None):
+                socket = keeper_socket(context, tmp_path, keys)
                 socket.send(hello)
                 answered.append(bool(socket.poll(1000)))
             assert lease.alive("s")
