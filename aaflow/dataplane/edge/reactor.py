@@ -177,7 +177,9 @@ class Reactor:
         """
         waited = False
         while True:
-            self.settle()
+            if self.settle():
+                # Another thread may wait for just that, and this one has taken it from the reactor's.
+                self.changed.notify_all()
             self.check()
             found = ready()
             if found is not None or (waited and timeout is not None):
