@@ -18,7 +18,7 @@ from aaflow.compiler.compile import compile_workflow
 from aaflow.compiler.plan import Plan
 from aaflow.dataplane.edge import write_edge_keys
 from aaflow.errors import AaflowError, InputError, JobEnded, PilotError, RunError, StageError
-from aaflow.index import IndexSpec, Writer, open_index
+from aaflow.index import IndexSpec, Publication, Writer, open_index
 from aaflow.launchorder import write_launch_orders
 from aaflow.pilot import Pilot, find_pilot
 from aaflow.runtime import processes, records
@@ -60,6 +60,8 @@ class RunResult:
         generation: generation of the index afterwards; None where the run writes no index.
         notices: documents that were skipped and metadata that did not fit; rows of :data:`aaflow.schema.NOTICES`.
         timings: seconds of the phases of every stage: ``start`` (until its first rank was ready), ``work``.
+        published: what became of the rows that the run gave its index, with the bytes that took; None where the run
+            writes no index.
     """
 
     folder: Path
@@ -68,6 +70,7 @@ class RunResult:
     generation: int | None
     notices: pa.Table
     timings: Mapping[str, Mapping[str, float]]
+    published: Publication | None = None
 
     def output(self) -> pa.Table:
         """The rows that the last operators of the workflow gave, by rank.
@@ -205,17 +208,17 @@ def carry_out(placement: Placement, engine: Pilot, folder: RunFolder, progress: 
     if index is None:
         folder.write_json("run.json", {"epoch": None})
         _run_groups(placement, engine, folder, progress)
-        generation, notices = None, placement.plan.tables.get("notices", _no_notices())
+        published, notices = None, placement.plan.tables.get("notices", _no_notices())
     else:
         spec = IndexSpec.from_json(index["spec"])
         with Writer.acquire(Path(index["path"]), spec, owner=str(folder.path)) as writer:
             folder.write_json("run.json", {"epoch": writer.epoch})
             if _has_work(placement.plan):
                 _run_groups(placement, engine, folder, progress)
-            generation, notices = _publish(writer, placement.plan)
-    result = RunResult(
-        folder.path, placement, time.monotonic() - began, generation, notices, _timings(folder, placement.plan)
-    )
+            published, notices = _publish(writer, placement.plan)
+    generation = None if published is None else published.manifest.generation
+    timings = _timings(folder, placement.plan)
+    result = RunResult(folder.path, placement, time.monotonic() - began, generation, notices, timings, published)
     folder.write_json("report.json", _report(result))
     return result
 
@@ -348,8 +351,8 @@ def _check(pilot: Pilot, waiting: Sequence[str], folder: RunFolder, *, anew: boo
         raise PilotError(f"{error} before stage {stages} was done; run folder: {folder.path}") from error
 
 
-def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:
-    """Make what the ranks committed the next generation; give its number and what this input's documents met."""
+def _publish(writer: Writer, plan: Plan) -> tuple[Publication, pa.Table]:
+    """Make what the ranks committed the next generation; also give what this input's documents met."""
     published = writer.publish(
         plan.work_key,
         sources=plan.tables["sources"],
@@ -364,7 +367,7 @@ def _publish(writer: Writer, plan: Plan) -> tuple[int, pa.Table]:
         remembered = remembered.filter(pc.is_in(remembered["source"], mine.combine_chunks()))
     said = pa.concat_tables([plan.tables["notices"], published.notices, remembered])
     said = said.group_by(said.column_names).aggregate([])
-    return published.manifest.generation, said.sort_by([(name, "ascending") for name in NOTICES.names])
+    return published, said.sort_by([(name, "ascending") for name in NOTICES.names])
 
 
 def _timings(folder: RunFolder, plan: Plan) -> dict[str, dict[str, float]]:
@@ -383,12 +386,18 @@ def _timings(folder: RunFolder, plan: Plan) -> dict[str, dict[str, float]]:
 
 
 def _report(result: RunResult) -> dict[str, Any]:
+    published = result.published
+    index = None if published is None else {
+        "added": published.added, "removed": published.removed,
+        "data_bytes": published.data, "written_bytes": published.written,
+    }  # fmt: skip
     return {
         "plan": result.placement.plan.digest,
         "placement": result.placement.digest,
         "seconds": result.seconds,
         "generation": result.generation,
         "notices": result.notices.num_rows,
+        "index": index,
         "timings": {name: dict(timing) for name, timing in result.timings.items()},
         "logical_digest": result.logical_digest,
     }

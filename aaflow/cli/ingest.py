@@ -7,6 +7,7 @@ from typing import Any
 
 import typer
 from rich.console import Console
+from rich.filesize import decimal
 
 from aaflow.cli.options import (
     ChunkSizeOption,
@@ -103,7 +104,7 @@ def ingest(
     same = f", {listing.unchanged} file(s) unchanged" if listing is not None and listing.unchanged else ""
     console.print(
         f"{summary['documents']} documents, {summary['chunks']} chunks in {index} "
-        f"(generation {summary['generation']}{same}{twice}), {result.seconds:.1f} s",
+        f"(generation {summary['generation']}{same}{twice}), {result.seconds:.1f} s{_written(summary)}",
         soft_wrap=True,
     )
     print_notices(console, summary["skipped"], result.folder)
@@ -182,6 +183,8 @@ def ingest_summary(result: RunResult, index: Path) -> dict[str, Any]:
     """What ``aaflow ingest --json`` prints."""
     with open_index(index) as opened:
         info = opened.info()
+    published = result.published
+    assert published is not None
     return {
         "documents": info.documents,
         "chunks": info.chunks,
@@ -192,8 +195,15 @@ def ingest_summary(result: RunResult, index: Path) -> dict[str, Any]:
         "index": str(Path(index).absolute()),
         "generation": info.generation,
         "digest": info.digest,
+        "data_bytes": published.data,
+        "written_bytes": published.written,
         "run_folder": str(result.folder),
     }
+
+
+def _written(summary: dict[str, Any]) -> str:
+    data, written = summary["data_bytes"], summary["written_bytes"]
+    return f", {decimal(written)} written, {written / data:.2f} per byte of data" if data else ""
 
 
 def plan(

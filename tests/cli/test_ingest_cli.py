@@ -39,6 +39,15 @@ def test_the_run_folder_has_what_a_person_needs(made: dict[str, Any]) -> None:
     report = json.loads((folder / "report.json").read_text())
     assert report["generation"] == 1
     assert report["notices"] == 2
+    assert report["index"]["added"] == made["chunks"]
+    assert report["index"]["removed"] == 0
+    assert (report["index"]["data_bytes"], report["index"]["written_bytes"]) == (
+        made["data_bytes"],
+        made["written_bytes"],
+    )
+    segments = sum(path.stat().st_size for path in Path(made["index"], "partitions").rglob("*.arrow"))
+    assert made["data_bytes"] > 4 * 64 * 4
+    assert made["written_bytes"] > segments > 0
     assert set(report["timings"]) == {"load+transform+embed+upsert"}
     assert {path.name for path in folder.iterdir()} >= {"plan.json", "placement.json", "listing.arrow", "logs", "trace"}
 
@@ -52,6 +61,7 @@ def test_the_same_corpus_again_does_nothing_and_says_so(
     for key in ("documents", "chunks", "skipped", "conflicts", "generation", "digest", "index"):
         assert again[key] == made[key], key
     assert again["seconds"] < 2
+    assert again["data_bytes"] == 0
     told = cli(*words)
     assert told.code == 0
     assert told.out == ""
