@@ -49,8 +49,8 @@ def one_reason(path: Path, **options: Any) -> str:
     return str(notices[0]["reason"])
 
 
-def make_pdf(*pages: str, title: str | None = None) -> bytes:
-    """A PDF with one line of text a page."""
+def make_pdf(*pages: str, title: str | None = None, more: str = "") -> bytes:
+    """A PDF with one line of text a page; ``more`` stands in its document information behind the title."""
     kids = " ".join(f"{4 + 2 * i} 0 R" for i in range(len(pages)))
     bodies = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -65,7 +65,7 @@ def make_pdf(*pages: str, title: str | None = None) -> bytes:
         )
         bodies.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
     if title is not None:
-        bodies.append(f"<< /Title ({title}) >>")
+        bodies.append(f"<< /Title ({title}) {more} >>")
     out = b"%PDF-1.4\n"
     offsets = []
     for number, body in enumerate(bodies, 1):
@@ -171,6 +171,39 @@ def test_a_pdf_gives_the_text_of_its_pages_and_its_title(tmp_path: Path) -> None
     assert notices == []
     assert [r["text"] for r in rows] == ["first page\n\nsecond page", "packed"]
     assert [r["metadata"]["title"] for r in rows] == ["About", None]
+
+
+FIELDS = {"author": "string", "year": "int64", "creation_date": "timestamp"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("a.md", b"---\nauthor: 'A. Writer'\nyear: 1999\ncreation_date: 2024-05-06\ntags:\n- x\n---\n# Head\n"),
+        (
+            "a.html",
+            b"<head><meta charset=utf-8><meta name=author content=' A.  Writer'><meta name=year content=1999>"
+            b"<meta name=author content=Second><meta name=creation_date content=2024-05-06></head><p>text",
+        ),
+        ("a.pdf", make_pdf("text", title="t", more="/Author (A. Writer) /CreationDate (D:20240506000000Z)")),
+    ],
+)
+def test_what_a_document_says_of_itself_fills_the_declared_fields(tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    [row], notices = load(tmp_path, metadata=FIELDS)
+    assert notices == []
+    assert row["metadata"]["author"] == "A. Writer"
+    assert row["metadata"]["year"] == (None if name == "a.pdf" else 1999)
+    assert row["metadata"]["creation_date"].date().isoformat() == "2024-05-06"
+
+
+def test_a_field_of_a_document_that_does_not_fit_is_a_conflict(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("---\nyear: last\n---\ntext\n")
+    (tmp_path / "b.html").write_text("<meta name=year content=2001><p>text")
+    rows, [notice] = load(tmp_path, metadata=FIELDS)
+    assert [row["metadata"]["year"] for row in rows] == [None, 2001]
+    assert (notice["kind"], notice["source"]) == ("conflict", "a.md")
+    assert "'year': 'last' is not a whole number" in notice["reason"]
 
 
 def test_an_unusable_pdf_is_skipped_with_a_reason(tmp_path: Path) -> None:

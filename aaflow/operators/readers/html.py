@@ -22,8 +22,8 @@ _SPACE = re.compile(r"[ \t\n\r\f]+")
 _CHARSET = re.compile(rb"<meta[^>]{0,200}?charset\s*=\s*[\"']?([A-Za-z0-9_:.-]+)", re.IGNORECASE)
 
 
-def read_html(split: Split, options: LoadOptions) -> tuple[str, str | None]:
-    """Text and ``<title>`` of an HTML file.
+def read_html(split: Split, options: LoadOptions) -> tuple[str, dict[str, str]]:
+    """Text and fields (``<title>``, named ``<meta>``) of an HTML file.
 
     Raises:
         Unreadable: empty, too long, binary, or nothing to read in it.
@@ -34,8 +34,8 @@ def read_html(split: Split, options: LoadOptions) -> tuple[str, str | None]:
     return html_text(_decode_html(data, options))
 
 
-def html_text(page: str) -> tuple[str, str | None]:
-    """The visible text of a page, and its title.
+def html_text(page: str) -> tuple[str, dict[str, str]]:
+    """The visible text of a page, and its fields.
 
     Raises:
         Unreadable: the page has no element or no text.
@@ -50,11 +50,21 @@ def html_text(page: str) -> tuple[str, str | None]:
     if len(parser.error_log.filter_from_fatals()):
         # libxml2 stops there and gives what it has, as if the page were whole.
         raise Unreadable(f"not readable as HTML: {parser.error_log.filter_from_fatals()[0].message}")
-    title = root.findtext(".//title")
     text = _visible(root)
     if not text:
         raise Unreadable("no text in this HTML file; its content may be made by scripts")
-    return text, (_SPACE.sub(" ", title).strip() or None) if title else None
+    return text, _fields(root)
+
+
+def _fields(root: etree._Element) -> dict[str, str]:
+    """``<meta name=… content=…>`` by name, the first of a name; ``title`` is that of the page where it has one."""
+    fields: dict[str, str] = {}
+    named = ((meta.get("name"), meta.get("content")) for meta in root.iterfind(".//meta"))
+    for name, content in (("title", root.findtext(".//title")), *named):
+        clean = _SPACE.sub(" ", content or "").strip()
+        if name and clean:
+            fields.setdefault(name, clean)
+    return fields
 
 
 def _decode_html(data: bytes, options: LoadOptions) -> str:

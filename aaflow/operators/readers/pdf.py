@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from datetime import datetime
 from typing import BinaryIO
 
 from pypdf import PdfReader
@@ -16,12 +17,18 @@ from aaflow.operators.readers.sources import open_seekable
 # pypdf warns on stderr of every oddity in a file; what matters here becomes a notice.
 logging.getLogger("pypdf").setLevel(logging.CRITICAL)
 
+#: What the document information may hold, by pypdf's names; the dates become ISO 8601.
+_FIELDS = (
+    *("title", "author", "subject", "keywords", "creator", "producer"),
+    *("creation_date", "modification_date"),
+)
+
 #: The end-of-file mark stands in the last bytes of a whole file; many writers add some of their own behind it.
 _TAIL = 2048
 
 
-def read_pdf(split: Split, options: LoadOptions) -> tuple[str, str | None]:
-    """Text of all pages, an empty line between them, and the title of the document information.
+def read_pdf(split: Split, options: LoadOptions) -> tuple[str, dict[str, str]]:
+    """Text of all pages, an empty line between them, and the fields of the document information.
 
     Raises:
         Unreadable: empty, truncated, damaged, encrypted, or without a text layer.
@@ -34,7 +41,7 @@ def read_pdf(split: Split, options: LoadOptions) -> tuple[str, str | None]:
             if reader.is_encrypted and not reader.decrypt(""):
                 raise Unreadable("encrypted PDF; save it without its password")
             text = _pages(reader, options.max_record_bytes)
-            title = _title(reader)
+            fields = _fields(reader)
         except (Unreadable, PermissionError):
             raise
         except PdfDependencyError:
@@ -43,7 +50,7 @@ def read_pdf(split: Split, options: LoadOptions) -> tuple[str, str | None]:
             raise Unreadable(f"damaged PDF ({type(error).__name__}: {str(error)[:160]}); save it again") from None
     if not text.strip():
         raise Unreadable("no text in this PDF: its pages are pictures; run OCR on it first")
-    return text, title
+    return text, fields
 
 
 def _check_whole(file: BinaryIO) -> None:
@@ -72,10 +79,15 @@ def _pages(reader: PdfReader, limit: int) -> str:
     return "\n\n".join(text for text in texts if text)
 
 
-def _title(reader: PdfReader) -> str | None:
-    try:
-        title = reader.metadata.title if reader.metadata else None
-    except Exception:  # a damaged title is no reason to lose the text
-        return None
-    clean = " ".join(str(title).encode("utf-8", "replace").decode().split()) if title else ""
-    return clean or None
+def _fields(reader: PdfReader) -> dict[str, str]:
+    fields: dict[str, str] = {}
+    for name in _FIELDS:
+        try:
+            value = getattr(reader.metadata, name, None)
+            value = value.isoformat() if isinstance(value, datetime) else value
+            clean = " ".join(str(value or "").encode("utf-8", "replace").decode().split())
+        except Exception:  # a damaged field is no reason to lose the text
+            continue
+        if clean:
+            fields[name] = clean
+    return fields

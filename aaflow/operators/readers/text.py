@@ -13,15 +13,15 @@ _ATX = re.compile(r" {0,3}#{1,6}[ \t](.*)")
 _SETEXT = re.compile(r" {0,3}(?:=+|-+)[ \t]*$")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?\n", re.DOTALL | re.MULTILINE)
-_FRONT_TITLE = re.compile(r"^title:(.*)$", re.MULTILINE)
+_FRONT_FIELD = re.compile(r"^([A-Za-z_][\w-]*):[ \t]*(.*)$", re.MULTILINE)
 _RST_LINE = re.compile(r"([!-/:-@[-`{-~])\1*$")
 
 #: A title is looked for in this many characters from the beginning.
 _HEAD = 65536
 
 
-def read_text(split: Split, options: LoadOptions) -> tuple[str, str | None]:
-    """Text and title of a txt, md or rst file.
+def read_text(split: Split, options: LoadOptions) -> tuple[str, dict[str, str]]:
+    """Text and fields (the title; Markdown's front matter) of a txt, md or rst file.
 
     Raises:
         Unreadable: empty, too long or binary.
@@ -30,10 +30,9 @@ def read_text(split: Split, options: LoadOptions) -> tuple[str, str | None]:
     """
     text = decode(read_whole(split, options.max_record_bytes), options)
     if split.format == "md":
-        return text, markdown_title(text[:_HEAD])
-    if split.format == "rst":
-        return text, rst_title(text[:_HEAD])
-    return text, None
+        return text, markdown_fields(text[:_HEAD])
+    title = rst_title(text[:_HEAD]) if split.format == "rst" else None
+    return text, {"title": title} if title else {}
 
 
 def decode(data: bytes, options: LoadOptions) -> str:
@@ -50,12 +49,18 @@ def decode(data: bytes, options: LoadOptions) -> str:
     return data.decode(options.encoding).removeprefix("\ufeff")
 
 
-def markdown_title(text: str) -> str | None:
-    """The title in the front matter, else the first heading outside of code."""
+def markdown_fields(text: str) -> dict[str, str]:
+    """The scalars of the front matter, and the first heading outside of code where that has no title."""
+    fields: dict[str, str] = {}
     if front := _FRONT_MATTER.match(text):
-        if title := _FRONT_TITLE.search(front[1]):
-            return title[1].strip().strip("\"'") or None
+        found = {name: value.strip().strip("\"'") for name, value in _FRONT_FIELD.findall(front[1])}
+        fields = {name: value for name, value in found.items() if value}
         text = text[front.end() :]
+    title = fields.get("title") or _first_heading(text)
+    return {**fields, "title": title} if title else fields
+
+
+def _first_heading(text: str) -> str | None:
     fence, previous = "", ""
     for line in text.splitlines():
         if mark := _FENCE.match(line):
