@@ -195,6 +195,8 @@ def transform_options(operator: Operator | PlannedOperator) -> TransformOptions:
 def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs | None:
     """List what the workflow's ``load`` reads; files that the index holds unchanged (size and mtime) are left out.
 
+    What has no mtime, as on a web server that tells none, is always read.
+
     Raises:
         WorkflowError: the workflow has more than one ``load``.
         InputError: a path is missing or can't be used.
@@ -213,6 +215,7 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
         with open_index(target.path) as opened:
             known, remembered = opened.sources(), opened.notices()
         same = _is_in(table.select(_SOURCE_COLUMNS), known.select(_SOURCE_COLUMNS))
+        same &= pc.not_equal(table["mtime_ns"], 0).to_numpy()
         if target.prune:
             mine = known.filter(pc.is_in(known["root"], pa.array(listed.roots, pa.string()))).select(["root", "source"])
             gone = ~_is_in(mine, listed.table.select(["root", "source"])) & ~_out_of_sight(mine, listed.notices)

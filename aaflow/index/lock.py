@@ -38,6 +38,8 @@ class Claim:
         self._path = path
         self._who = who
         self._done = threading.Event()
+        self._descriptor = os.open(_beat_file(path, epoch), os.O_WRONLY | os.O_CREAT, 0o600)
+        self._note(0)  # a contender that looks from now on sees it move every BEAT_SECONDS, or stand still
         self._beating = threading.Thread(target=self._beat, name=f"aaflow-beat-{epoch}", daemon=True)
         self._beating.start()
 
@@ -60,18 +62,18 @@ class Claim:
         _beat_file(self._path, self.epoch).unlink(missing_ok=True)
 
     def _beat(self) -> None:
-        # In place and of fixed width: opening a file anew shows what was synced to it, on NFS too.
         count = 0
-        descriptor = os.open(_beat_file(self._path, self.epoch), os.O_WRONLY | os.O_CREAT, 0o600)
         try:
-            while True:
-                os.pwrite(descriptor, b"%016d" % count, 0)
-                os.fsync(descriptor)
-                if self._done.wait(BEAT_SECONDS):
-                    return
+            while not self._done.wait(BEAT_SECONDS):
                 count += 1
+                self._note(count)
         finally:
-            os.close(descriptor)
+            os.close(self._descriptor)
+
+    def _note(self, count: int) -> None:
+        # In place and of fixed width: opening a file anew shows what was synced to it, on NFS too.
+        os.pwrite(self._descriptor, b"%016d" % count, 0)
+        os.fsync(self._descriptor)
 
 
 def claim(path: Path, owner: str) -> Claim:

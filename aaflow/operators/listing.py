@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import numpy as np
@@ -225,11 +226,11 @@ def _format_of(source: str) -> tuple[str | None, str, str]:
 
 def _modified(info: dict[str, Any]) -> int:
     """Time of the last change in nanoseconds, under whatever name a store gives it; 0 where it gives none."""
-    for key in ("mtime", "LastModified", "last_modified", "modified", "updated", "created"):
+    for key in ("mtime", "LastModified", "Last-Modified", "last_modified", "modified", "updated", "created"):
         value = info.get(key)
         if isinstance(value, str):
             try:
-                value = datetime.fromisoformat(value.replace("Z", "+00:00"))
+                value = parsedate_to_datetime(value) if "," in value else datetime.fromisoformat(_zoned(value))
             except ValueError:
                 continue
         if isinstance(value, datetime):
@@ -238,6 +239,10 @@ def _modified(info: dict[str, Any]) -> int:
         if isinstance(value, (int, float)):
             return int(value * 1e9)
     return 0
+
+
+def _zoned(value: str) -> str:
+    return value.replace("Z", "+00:00")  # Python before 3.11 does not know it
 
 
 def _one_per_source(files: _Files) -> list[int]:
