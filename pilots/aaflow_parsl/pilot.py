@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import textwrap
 import threading
 import time
@@ -16,13 +15,15 @@ import zmq
 from parsl.app.python import PythonApp
 from parsl.config import Config
 from parsl.dataflow.dflow import DataFlowKernel
-from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+from parsl.executors import HighThroughputExecutor
 from parsl.executors.status_handling import BlockProviderExecutor
 
 from aaflow.errors import PilotError
 from aaflow.runtime.enginejob import EngineJob
 from aaflow.runtime.lease import RunLease
 from aaflow.scheduling.placement import Placement
+from aaflow.scheduling.site import Site
+from aaflow_parsl.capacity import all_at_once, require_workers, workers_of
 from aaflow_parsl.config import LABEL, engine_config
 from aaflow_parsl.tasks import run_stage
 
@@ -49,9 +50,10 @@ class ParslPilot:
         self._kernel: DataFlowKernel | None = data_flow_kernel
         self._job: EngineJob | None = None
         self._failed: float | None = None
+        self._room = contextlib.ExitStack()
 
     def start(self, placement: Placement, lease: RunLease) -> None:
-        """See :class:`aaflow.pilot.Pilot`.
+        """See :class:`aaflow.pilot.Pilot`. Waits where other runs of this program hold an executor's workers.
 
         Raises:
             PilotError: an executor can't start all concurrent groups at once, or is unknown; or the engine can't start.
@@ -68,11 +70,21 @@ class ParslPilot:
             self._labels = [LABEL]
             return
         self._labels = self._labels or [label for label in self._given.executors if label != "_parsl_internal"]
-        for label in self._labels:
+        self._room.enter_context(all_at_once(self._workers(placement.site, groups), groups))
+
+    def _workers(self, site: Site, groups: int) -> dict[Any, int | None]:
+        """The workers of each executor that may start groups."""
+        assert self._given is not None
+        scales = self._given.config.strategy not in (None, "none")
+        found = {}
+        for label in self._labels or ():
             if label not in self._given.executors:
                 known = ", ".join(sorted(set(self._given.executors) - {"_parsl_internal"}))
                 raise PilotError(f"this Parsl configuration has no executor {label!r}; it has {known}")
-            check_capacity(self._given.executors[label], label, groups)
+            executor = self._given.executors[label]
+            found[executor] = workers_of(executor, cores=len(site.node.cores), scales=scales)
+            require_workers(found[executor], label, groups)
+        return found
 
     def submit(self, stage: str, run_folder: str) -> Future[str]:
         """See :class:`aaflow.pilot.Pilot`; the future is an AppFuture."""
@@ -115,6 +127,7 @@ class ParslPilot:
 
     def close(self) -> None:
         """See :class:`aaflow.pilot.Pilot`; a kernel that was given is left alone."""
+        self._room.close()
         if self._given is None and self._kernel is not None:
             end_engine(self._kernel)
             self._kernel = None
@@ -189,25 +202,3 @@ def _clean_up(kernel: DataFlowKernel) -> bool:
         kernel.cleanup()
         return True
     return False
-
-
-def check_capacity(executor: Any, label: str, groups: int) -> None:
-    """Refuse an executor that can't start all concurrent groups at once: they would wait for each other for ever.
-
-    Raises:
-        PilotError: it has fewer workers than there are groups.
-    """
-    if isinstance(executor, ThreadPoolExecutor):
-        workers = float(executor.max_threads or 1)
-    elif isinstance(executor, HighThroughputExecutor) and executor.provider is not None:
-        blocks = executor.provider.max_blocks * executor.provider.nodes_per_block
-        workers = executor.max_workers_per_node * blocks
-        if math.isinf(workers):
-            return
-    else:
-        return
-    if workers < groups:
-        raise PilotError(
-            f"Parsl's executor {label!r} has {workers:g} worker(s), and {groups} task groups have to run at once; "
-            f"give it max_workers_per_node={groups}"
-        )

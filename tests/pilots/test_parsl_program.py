@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import parsl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from parsl.config import Config
+from parsl.data_provider.files import File
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.dataflow.errors import DependencyError
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
-from parsl.providers import LocalProvider
+from parsl.providers import LocalProvider, SlurmProvider
 
 import aaflow
 import aaflow_parsl
 from aaflow.errors import InputError, PilotError, WorkflowError
 from aaflow.retrieval import ask_index
-from aaflow_parsl.pilot import ParslPilot, check_capacity
+from aaflow_parsl.capacity import all_at_once, require_workers, workers_of
+from aaflow_parsl.pilot import ParslPilot
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(120)]
 
@@ -83,6 +90,24 @@ def test_futures_go_in_and_an_app_future_comes_out(program: DataFlowKernel, tmp_
     assert parsl.dfk() is program
 
 
+def test_a_kernel_that_is_not_loaded_does_it_and_files_of_apps_go_in(program: DataFlowKernel, tmp_path: Path) -> None:
+    config = Config(executors=[ThreadPoolExecutor(label="other")], run_dir=str(tmp_path / "other"), strategy="none")
+    with DataFlowKernel(config) as kernel:
+
+        def report(outputs: Any = ()) -> None:
+            Path(outputs[0]).write_text("a report")
+
+        app = parsl.python_app(report, data_flow_kernel=kernel)
+        [report_file] = app(outputs=[File(tmp_path / "report.txt")]).outputs
+        indexed = aaflow_parsl.submit(
+            lambda file: ingestion(tmp_path / "index", file.filepath), inputs=[report_file], site="local", ranks=1,
+            data_flow_kernel=kernel, executors=["other"], run_folder=tmp_path / "runs",
+        )  # fmt: skip
+        assert indexed.result()["generation"] == 1
+        assert (parsl.dfk(), kernel.cleanup_called) == (program, False)
+    assert ask_index(tmp_path / "index", ["report"], 1)["source"].to_pylist() == ["report.txt"]
+
+
 def test_a_failed_input_fails_the_workflow_which_is_never_compiled(program: DataFlowKernel, tmp_path: Path) -> None:
     indexed = submit(tmp_path / "index", break_down())
     with pytest.raises(DependencyError) as caught:
@@ -134,11 +159,64 @@ def test_an_executor_that_could_not_start_all_groups_at_once_is_refused(
         aaflow.run(placement, ParslPilot(program, ["single"]), run_folder=tmp_path / "runs")
 
 
-def test_capacity_is_workers_times_nodes_of_all_blocks() -> None:
-    provider = LocalProvider(min_blocks=0, init_blocks=0, max_blocks=2)
-    small = HighThroughputExecutor(label="small", max_workers_per_node=2, provider=provider)
-    check_capacity(small, "small", 4)
-    with pytest.raises(PilotError, match=r"4 worker\(s\), and 5 task groups"):
-        check_capacity(small, "small", 5)
-    check_capacity(HighThroughputExecutor(label="open", provider=provider), "open", 500)
-    check_capacity(object(), "unknown", 500)
+def htex(provider: Any = None, **options: Any) -> HighThroughputExecutor:
+    given = provider or LocalProvider(min_blocks=0, init_blocks=1, max_blocks=2)
+    return HighThroughputExecutor(label="htex", provider=given, **options)
+
+
+def test_an_executor_has_workers_as_its_pools_will_count_them() -> None:
+    cores = os.cpu_count() or 1
+    assert workers_of(htex(max_workers_per_node=2, cores_per_worker=0.1), cores=1, scales=True) == 4
+    assert workers_of(htex(max_workers_per_node=2, cores_per_worker=0.1), cores=1, scales=False) == 2
+    assert workers_of(htex(), cores=1, scales=False) == cores
+    assert workers_of(htex(max_workers_per_node=100), cores=1, scales=False) == cores
+    assert workers_of(htex(max_workers_per_node=100, cores_per_worker=cores), cores=1, scales=False) == 1
+    slurm = SlurmProvider(nodes_per_block=3, init_blocks=1, max_blocks=1)
+    assert workers_of(htex(slurm, cores_per_worker=4), cores=32, scales=True) == 24
+    slurm = SlurmProvider(nodes_per_block=3, init_blocks=1, max_blocks=1, cores_per_node=8)
+    assert workers_of(htex(slurm, cores_per_worker=4), cores=32, scales=True) == 6
+    assert workers_of(ThreadPoolExecutor(max_threads=3), cores=1, scales=False) == 3
+    assert workers_of(object(), cores=1, scales=False) is None
+
+
+def test_fewer_workers_than_groups_are_refused_and_an_unknown_executor_is_not() -> None:
+    require_workers(4, "small", 4)
+    require_workers(None, "unknown", 500)
+    with pytest.raises(PilotError, match=r"4 worker\(s\), and 5 task groups .* cores_per_worker"):
+        require_workers(4, "small", 5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.lists(st.integers(1, 5), min_size=1, max_size=8))
+def test_runs_get_all_their_workers_at_once_and_all_get_them(most: int, wanted: list[int]) -> None:
+    executor, lock, running, peak = ThreadPoolExecutor(max_threads=most), threading.Lock(), [0], [0]
+
+    def run(groups: int) -> None:
+        with all_at_once({executor: most}, groups):
+            with lock:
+                running[0] += groups
+                peak[0] = max(peak[0], running[0])
+            time.sleep(0.001)
+            with lock:
+                running[0] -= groups
+
+    threads = [threading.Thread(target=run, args=(min(groups, most),), daemon=True) for groups in wanted]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert 0 < peak[0] <= most
+
+
+def test_two_runs_that_fill_the_executor_each_go_one_after_the_other(program: DataFlowKernel, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("text")
+
+    def streaming(number: int) -> Any:
+        workflow = ingestion(tmp_path / f"index{number}", str(tmp_path / "a.txt"))
+        return aaflow_parsl.submit(
+            workflow, ranks=1, site="local", fuse=False, executors=["threads"], run_folder=tmp_path / "runs"
+        )
+
+    both = [streaming(number) for number in range(2)]
+    assert [each.result()["generation"] for each in both] == [1, 1]
