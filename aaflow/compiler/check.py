@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 
 import pyarrow as pa
@@ -41,7 +42,8 @@ def check_function(operator: Operator) -> None:
     """An operator's function must be something that a rank on another node can import by its path.
 
     Raises:
-        WorkflowError: it is a lambda, a closure, of ``__main__``, can't be imported, or doesn't take its options.
+        WorkflowError: it is a lambda, a closure, of ``__main__`` or of a module without a file, can't be imported, or
+            doesn't take its options.
     """
     module, _, name = operator.function.partition(":")
     if not module or not name:
@@ -64,10 +66,21 @@ def check_function(operator: Operator) -> None:
             found = getattr(found, part)
     except Exception as error:  # a module may raise anything while it is imported
         raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} can't be imported: {error}") from error
+    if not _on_disk(module.partition(".")[0]):
+        raise WorkflowError(
+            f"operator {operator.name!r}: module {module!r} is only in this program's memory, so no rank can import "
+            f"{name!r}; write it to a file on the import path"
+        )
     if not callable(found):
         raise WorkflowError(f"operator {operator.name!r}: {operator.function!r} is not callable")
     if operator.kind == "apply":
         _check_call(operator, found)
+
+
+def _on_disk(package: str) -> bool:
+    """Whether the import system finds a module anew, and does not only remember it."""
+    finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+    return any(find is not None and find(package, None) is not None for find in finders)
 
 
 def _check_call(operator: Operator, function: Callable[..., object]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import types
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +129,9 @@ def test_a_function_that_a_rank_could_not_import_is_refused(tmp_path: Path, monk
 
     (tmp_path / "broken_module_of_a_user.py").write_text("1 / 0\n")
     monkeypatch.syspath_prepend(tmp_path)
+    made = types.ModuleType("made_in_a_notebook")
+    made.work = closure  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, made.__name__, made)
     said = {
         "lambda": refusal(lambda batch: batch),
         "closure": refusal(closure),
@@ -136,6 +141,7 @@ def test_a_function_that_a_rank_could_not_import_is_refused(tmp_path: Path, monk
         "attribute": refusal("os:path.no_such_name"),
         "path": refusal("os.getcwd"),
         "value": refusal(f"{__name__}:NOT_A_FUNCTION"),
+        "memory": refusal("made_in_a_notebook:work"),
         "raises": refusal("broken_module_of_a_user:work"),
     }
     assert all("operator 'mine'" in text for text in said.values())
@@ -147,6 +153,7 @@ def test_a_function_that_a_rank_could_not_import_is_refused(tmp_path: Path, monk
     assert "no_such_name" in said["attribute"]
     assert "module:function" in said["path"]
     assert "not callable" in said["value"]
+    assert "'made_in_a_notebook' is only in this program's memory" in said["memory"]
     assert "division by zero" in said["raises"]
 
 

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from aaflow.operators.listing import list_inputs
 from aaflow.operators.readers import LoadOptions, read, splits
 from aaflow.operators.readers import lines as lines_module
+from aaflow.operators.readers import parquet as parquet_module
 from aaflow.schema import documents
 
 ANY_TEMPORARY = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -432,6 +433,25 @@ def test_parquet_gives_the_same_documents_for_any_split(
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [f"row {i}" for i in range(rows)]}), path, row_group_size=group)
     assert texts(path, split_bytes=split_bytes) == {f"a.parquet#{i}": f"row {i}" for i in range(rows)}
+
+
+#: Outlives all that is allocated in it.
+POOL = pa.proxy_memory_pool(pa.default_memory_pool())
+
+
+def test_rows_of_long_texts_are_held_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long, usual, options = 1 << 20, pa.default_memory_pool(), LoadOptions()
+    table = pa.table({"text": [f"{i} ".ljust(long, "x") for i in range(100)], "other": range(100)})
+    pq.write_table(table, tmp_path / "a.parquet", write_batch_size=2, use_dictionary=False)  # pages of few rows
+    monkeypatch.setattr(parquet_module, "_READ_BYTES", 4 * long)
+    pa.set_memory_pool(POOL)
+    try:
+        for split in splits(list_inputs([str(tmp_path)], options).table):
+            rows = sum(batch.num_rows for batch, _ in read(split, options) if batch is not None)
+    finally:
+        pa.set_memory_pool(usual)
+    assert rows == 100
+    assert POOL.max_memory() < 40 * long
 
 
 def test_a_damaged_parquet_file_is_skipped(tmp_path: Path) -> None:

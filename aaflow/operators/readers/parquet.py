@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -10,11 +10,12 @@ import pyarrow.parquet as pq
 
 from aaflow.operators.readers.documents import finish, strings
 from aaflow.operators.readers.notices import Notices, Unreadable
-from aaflow.operators.readers.options import LoadOptions, Split
+from aaflow.operators.readers.options import MIB, LoadOptions, Split
 from aaflow.operators.readers.records import first_or_joined, named_columns, no_text, record_rows, text_names
 from aaflow.operators.readers.sources import open_seekable
 
-_READ_ROWS = 1024
+#: Of a batch, at most: rows, and bytes on average.
+_READ_ROWS, _READ_BYTES = 1024, 32 * MIB
 
 
 def read_parquet(split: Split, options: LoadOptions, notices: Notices) -> Iterator[pa.RecordBatch]:
@@ -42,12 +43,23 @@ def _read(file: pq.ParquetFile, split: Split, options: LoadOptions, notices: Not
     wanted = [n for n in dict.fromkeys([*names, *named_columns(options)]) if n in schema.names]
     whole = split.start == 0 and split.end in (-1, split.size)
     groups, row = row_groups(file.metadata, split.start, -1 if whole else split.end)
-    for batch in file.iter_batches(batch_size=_READ_ROWS, row_groups=groups, columns=wanted, use_threads=False):
+    step = _rows_at_once(file.metadata, groups, wanted)
+    for batch in file.iter_batches(batch_size=step, row_groups=groups, columns=wanted, use_threads=False):
         columns = {name: batch.column(name) for name in wanted}
         text = first_or_joined(options, names, [strings(columns[name]) for name in names])
         position = pa.array(np.arange(row, row + batch.num_rows))
         row += batch.num_rows
         yield from finish(record_rows(split, options, columns, text, position), options, notices, no_text(options))
+
+
+def _rows_at_once(metadata: pq.FileMetaData, groups: Sequence[int], wanted: Sequence[str]) -> int:
+    """Rows of a batch, so that those of long texts hold a bounded number of bytes, as far as the footer knows."""
+    most = 1.0
+    for group in map(metadata.row_group, groups):
+        columns = map(group.column, range(group.num_columns))
+        size = sum(each.total_uncompressed_size for each in columns if each.path_in_schema.split(".")[0] in wanted)
+        most = max(most, size / max(group.num_rows, 1))
+    return max(1, min(_READ_ROWS, int(_READ_BYTES / most)))
 
 
 def row_groups(metadata: pq.FileMetaData, start: int, end: int) -> tuple[list[int], int]:
