@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from aaflow.cli.options import JsonOption, PilotOption, RanksOption, RunFolderOption, SiteOption
 from aaflow.cli.output import print_json
+from aaflow.cli.progress import watch_progress
 from aaflow.driver import compile, place, run
 from aaflow.retrieval import ask_index
 from aaflow.workflow import Workflow
@@ -36,7 +37,7 @@ def query(
     as_json: JsonOption = False,
 ) -> None:
     """Find the passages nearest to a text: in this process, or with --ranks or --pilot as a task group."""
-    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, embedder, run_folder))
+    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, embedder, run_folder, as_json))
     if as_json:
         print_json({"query": text, "index": str(index.absolute()), "hits": hits})
         return
@@ -59,7 +60,7 @@ def ask(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question by quoting the best passages, each with its source."""
-    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, embedder, run_folder))
+    hits = hits_json(_hits(index, text, k, ranks, pilot, site, backend, embedder, run_folder, as_json))
     answer = "\n\n".join(f"[{number}] {_short(hit['text'], 700)}" for number, hit in enumerate(hits, 1))
     sources = [{"number": number, "source": hit["source"], "score": hit["score"]} for number, hit in enumerate(hits, 1)]
     if as_json:
@@ -81,11 +82,14 @@ def _hits(
     backend: str,
     model: str | None,
     folder: Path | None,
+    quiet: bool,
 ) -> pa.Table:
     if ranks is None and pilot is None and site is None:
         return ask_index(index, [text], k, backend=backend, model=model)
     workflow = Workflow.retrieval(index, [text], k=k, backend=backend, model=model)
-    return run(place(compile(workflow, site=site, ranks=ranks), site), pilot, run_folder=folder).output()
+    placement = place(compile(workflow, site=site, ranks=ranks), site)
+    with watch_progress(Console(stderr=True), placement.plan, quiet=quiet) as progress:
+        return run(placement, pilot, run_folder=folder, progress=progress).output()
 
 
 def hits_json(hits: pa.Table) -> list[dict[str, Any]]:

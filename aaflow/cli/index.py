@@ -13,6 +13,7 @@ from rich.table import Table
 from aaflow.cli.answer import IndexArgument
 from aaflow.cli.options import JsonOption
 from aaflow.cli.output import print_json
+from aaflow.cli.progress import watch_bytes
 from aaflow.index import build_backend, open_index
 from aaflow.index import compact as compact_index
 
@@ -36,8 +37,8 @@ def info(index: IndexArgument, as_json: JsonOption = False) -> None:
 @app.command()
 def verify(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Read every row again and compare it with what the manifest says; exit code 1 when anything differs."""
-    with open_index(index) as opened:
-        problems, digest = opened.verify(), opened.info().digest
+    with open_index(index) as opened, watch_bytes("verifying", quiet=as_json) as advance:
+        problems, digest = opened.verify(advance), opened.info().digest
     if as_json:
         print_json({"index": str(index.absolute()), "problems": problems, "digest": digest})
     else:
@@ -56,7 +57,8 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Build an approximate search backend beside every partition that is large enough to need one."""
-    built = build_backend(index, backend)
+    with watch_bytes(f"building {backend}", quiet=as_json) as advance:
+        built = build_backend(index, backend, advance=advance)
     if as_json:
         print_json({"index": str(index.absolute()), "backend": backend, "built": built})
     else:
@@ -67,7 +69,8 @@ def build(
 def compact(index: IndexArgument, as_json: JsonOption = False) -> None:
     """Rewrite partitions of many segments or tombstones into one segment each; the content stays the same."""
     before = _size(index)
-    compact_index(index)
+    with watch_bytes("compacting", quiet=as_json) as advance:
+        compact_index(index, advance=advance)
     after = _size(index)
     if as_json:
         print_json({"index": str(index.absolute()), "bytes_before": before, "bytes_after": after})

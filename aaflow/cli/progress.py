@@ -7,11 +7,21 @@ import time
 from collections.abc import Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 from aaflow.cli.output import print_plain
 from aaflow.compiler.plan import Plan
 from aaflow.driver import Progress as ProgressCallback
+from aaflow.index import Advance, untold
 from aaflow.runtime import records, runs
 from aaflow.runtime.progress import stage_progress
 from aaflow.runtime.runfolder import RunFolder
@@ -68,6 +78,30 @@ def watch_progress(
                 )  # fmt: skip
 
         yield look
+
+
+@contextlib.contextmanager
+def watch_bytes(what: str, *, quiet: bool, console: Console | None = None) -> Iterator[Advance]:
+    """What an operation on a whole index tells how far it is: a bar with rate and estimate on a terminal.
+
+    Args:
+        what: is done, for the bar.
+        quiet: whether to draw nothing.
+        console: where to draw; stderr by default.
+    """
+    shown = console or Console(stderr=True)
+    if quiet or not shown.is_terminal:
+        yield untold
+        return
+    began = time.monotonic()
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=shown, transient=True) as bar:
+        task = bar.add_task(what, visible=False)
+
+        def advance(done: int, whole: int) -> None:
+            bar.update(task, completed=done, total=whole, visible=time.monotonic() - began > PATIENCE)
+
+        yield advance
 
 
 class _Said:

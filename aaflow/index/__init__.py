@@ -1,5 +1,6 @@
 """Partitioned vector index on disk: immutable Arrow segments, atomic generations, exact search where the bytes lie."""
 
+from aaflow.index.advance import Advance, untold
 from aaflow.index.approximate import build_backend
 from aaflow.index.reader import Index, IndexInfo, open_index
 from aaflow.index.search import deal_partitions, merge_hits
@@ -10,6 +11,7 @@ from aaflow.index.writer import Publication, Writer, compact
 
 __all__ = [
     "SOURCES",
+    "Advance",
     "Index",
     "IndexInfo",
     "IndexSpec",
@@ -21,4 +23,5 @@ __all__ = [
     "deal_partitions",
     "merge_hits",
     "open_index",
+    "untold",
 ]

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 
 from aaflow.errors import IndexCorrupt, VectorIndexError
+from aaflow.index.advance import Advance, bytes_of, untold
 from aaflow.index.duplicates import Mask
 from aaflow.index.exact import Found, use_one_thread
 from aaflow.index.files import make_folder, write_file
@@ -31,7 +32,7 @@ LEAST_ROWS = 1024
 _MARGIN = 16
 
 
-def build_backend(path: str | Path, kind: str, *, owner: str = "aaflow index build") -> int:
+def build_backend(path: str | Path, kind: str, *, owner: str = "aaflow index build", advance: Advance = untold) -> int:
     """Build ``kind`` for every partition of the current generation that lacks it; returns how many were built.
 
     The same rows in the same segments give the same index: seeds are fixed and each is built by one thread.
@@ -59,8 +60,11 @@ def build_backend(path: str | Path, kind: str, *, owner: str = "aaflow index bui
             make_folder(target.parent)
             write_file(target, _build(kind, blocks, manifest.spec))
 
+        whole, done = sum(bytes_of(segments) for _, segments in lacking), 0
         with ThreadPoolExecutor(len(os.sched_getaffinity(0)), "aaflow-build", use_one_thread) as pool:
-            list(pool.map(build, lacking))
+            for (_, segments), _ in zip(lacking, pool.map(build, lacking), strict=True):
+                done += bytes_of(segments)
+                advance(done, whole)
         return len(lacking)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from aaflow.errors import IndexMissing, VectorIndexError
+from aaflow.index.advance import Advance, untold
 from aaflow.index.approximate import KINDS, LEAST_ROWS, search_partition
 from aaflow.index.duplicates import Mask, document_starts
 from aaflow.index.exact import Found, search_block, use_one_thread
@@ -239,9 +240,9 @@ class Index:
         """What was not indexed for good, or not wholly: schema :data:`aaflow.schema.NOTICES`."""
         return read_notices(self.path, self.manifest)
 
-    def verify(self) -> list[str]:
+    def verify(self, advance: Advance = untold) -> list[str]:
         """Everything wrong with this generation's files; empty where all is well. Reads all of them."""
-        return verify(self.path, self.manifest)
+        return verify(self.path, self.manifest, advance)
 
 
 def open_index(

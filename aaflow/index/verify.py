@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from aaflow.errors import IndexCorrupt
 from aaflow.hashing import digest_hex, partition_of, row_digest_sum
+from aaflow.index.advance import Advance, bytes_of, untold
 from aaflow.index.change import live_documents
 from aaflow.index.collect import dangling
 from aaflow.index.files import temporaries
@@ -22,12 +23,15 @@ from aaflow.index.spec import IndexSpec
 from aaflow.schema import NOTICES
 
 
-def verify(path: Path, manifest: Manifest) -> list[str]:
+def verify(path: Path, manifest: Manifest, advance: Advance = untold) -> list[str]:
     """Everything wrong with the files of a generation, one line each, naming the file."""
     problems: list[str] = []
+    done, whole = 0, sum(map(bytes_of, manifest.partitions))
     for partition, segments in enumerate(manifest.partitions):
         for segment in segments:
             problems += _segment(path, partition, segment, manifest.spec)
+            done += segment.bytes
+            advance(done, whole)
         problems += _repeats(path, partition, segments) if not problems else []
     try:
         if not read_sources(path, manifest).schema.equals(SOURCES):

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aaflow.errors import StaleEpoch, VectorIndexError
+from aaflow.index.advance import Advance, bytes_of, untold
 from aaflow.index.change import Change, PartitionChange, change_partition, with_tombstones
 from aaflow.index.collect import collect, drop_staging, drop_temporaries
 from aaflow.index.compact import compact_partition
@@ -180,7 +181,7 @@ class Writer:
             written + sum(unit.written for unit in staged),
         )
 
-    def compact(self) -> Manifest:
+    def compact(self, advance: Advance = untold) -> Manifest:
         """Rewrite partitions of many segments or with tombstones; the content and its digest stay.
 
         Raises:
@@ -189,11 +190,14 @@ class Writer:
         """
         before = read_manifest(self.path)
         partitions = []
+        done, whole = 0, sum(map(bytes_of, before.partitions))
         for partition, segments in enumerate(before.partitions):
             self._claim.check()
             name = f"{self.epoch:06d}-compact-{before.generation + 1:08d}"
             merged = compact_partition(self.path, partition, segments, before.spec, name)
             partitions.append([Change(segment) for segment in merged])
+            done += bytes_of(segments)
+            advance(done, whole)
         after, _ = self._write(before, partitions, read_sources(self.path, before), read_notices(self.path, before))
         collect(self.path, keep=1)
         return after
@@ -277,7 +281,7 @@ def _now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def compact(path: str | Path, *, owner: str = "aaflow index compact") -> Manifest:
+def compact(path: str | Path, *, owner: str = "aaflow index compact", advance: Advance = untold) -> Manifest:
     """Compact the index at ``path``; see :meth:`Writer.compact`.
 
     Raises:
@@ -286,4 +290,4 @@ def compact(path: str | Path, *, owner: str = "aaflow index compact") -> Manifes
         IndexCorrupt: a file of the index is missing or damaged.
     """
     with Writer.acquire(path, owner=owner) as writer:
-        return writer.compact()
+        return writer.compact(advance)

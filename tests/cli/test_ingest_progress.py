@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 import aaflow
-from aaflow.cli.progress import watch_progress
+from aaflow.cli.progress import watch_bytes, watch_progress
 from aaflow.runtime.runfolder import RunFolder
 
 
@@ -79,3 +79,18 @@ def test_a_pipe_gets_a_line_when_a_batch_job_goes_on(plan: aaflow.Plan, tmp_path
         "Slurm job 7 waits in partition batch (Priority)",
         "Slurm job 7 runs on node[0-3]",
     ]
+
+
+def test_an_operation_on_an_index_draws_its_bytes_when_it_takes_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drawn(patience: float, *, quiet: bool = False, terminal: bool = True) -> str:
+        monkeypatch.setattr("aaflow.cli.progress.PATIENCE", patience)
+        out = io.StringIO()
+        console = Console(file=out, force_terminal=terminal, width=100)
+        with watch_bytes("verifying", quiet=quiet, console=console) as advance:
+            advance(1_000_000, 4_000_000)
+        return out.getvalue()
+
+    assert "verifying" in drawn(-1.0)
+    assert "1.0/4.0 MB" in drawn(-1.0)
+    assert "verifying" not in drawn(60.0)
+    assert drawn(-1.0, quiet=True) == drawn(-1.0, terminal=False) == ""

@@ -71,7 +71,11 @@ def built(request, tmp_path, kind):
     centres = np.random.default_rng(1).standard_normal((100, DIMENSION)) / 3
     path = tmp_path / "index"
     ingest(path, spec, table_of(clustered(2, centres, ROWS), spec))
-    assert build_backend(path, kind) == PARTITIONS
+    told = []
+    assert build_backend(path, kind, advance=lambda done, whole: told.append(done / whole)) == PARTITIONS
+    assert len(told) == PARTITIONS
+    assert told == sorted(told)
+    assert told[-1] == 1
     return path, spec, centres
 
 

@@ -125,3 +125,15 @@ def test_compaction_does_not_launder_damaged_rows(filled):
     with pytest.raises(IndexCorrupt, match="hold other rows than the manifest says"):
         compact(filled)
     assert read_manifest(filled) == manifest
+
+
+def test_verifying_and_compacting_tell_how_far_they_are(filled):
+    with open_index(filled) as index:
+        whole, told = index.info().bytes, []
+        index.verify(lambda done, of: told.append((done, of)))
+    assert len(told) > 1
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
+    assert told[-1] == (whole, whole)
+    merged = []
+    compact(filled, advance=lambda done, of: merged.append((done, of)))
+    assert merged[-1] == (whole, whole)
