@@ -48,7 +48,10 @@ def _headline(plan: Plan) -> Text:
 def _operator_table(stage: Stage) -> Table:
     reads = f", reads {stage.upstream}" if stage.upstream else ""
     where = f", environment {stage.environment}" if stage.environment else ""
-    title = f"Stage {stage.name}: {stage.ranks} rank(s), collectives {stage.communicator}{where}{reads}"
+    title = (
+        f"Stage {stage.name}: {stage.ranks} rank(s), slots for {stage.domain}, collectives {stage.communicator}"
+        f"{where}{reads}"
+    )
     table = Table("operator", "pattern", "domain", "workers", "batch rows", title=title, title_justify="left")
     for operator in stage.operators:
         name = f"{operator.name} (after a shuffle)" if operator.shuffle else operator.name
@@ -69,8 +72,10 @@ def _slot_table(stage: Stage, slots: Sequence[Slot], *, crowded: bool) -> Table:
 
 
 def _edge_table(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Table:
-    columns = ("from", "to", "primitive", "rows go to", "bound (batches)", "buffers", "bytes", "between nodes")
-    table = Table(*columns, title="Edges", title_justify="left")
+    columns = ("edge", "primitive", "rows go to", "batches", "buffers", "bytes", "between nodes")
+    table = Table(title="Edges", title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")  # on a narrow terminal too nothing is cut off
     for edge in plan.edges:
         primitive, buffers = edge.primitive, "-"
         if edge.primitive == "stream":
@@ -78,12 +83,12 @@ def _edge_table(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Table:
             buffers = f"{len(pairs)} x {edge.bound} x {edge.buffer_bytes / 2**20:g} MiB"
             primitive = _forms(plan, edge, pairs, slots) or primitive
         away = f"{bytes_between_nodes(plan, edge, slots):,}" if slots else "-"
-        row = (edge.source, edge.target, primitive, _TARGETS[edge.routing], str(edge.bound), buffers)
+        row = (f"{edge.source} → {edge.target}", primitive, _TARGETS[edge.routing], str(edge.bound), buffers)
         table.add_row(*row, f"{edge.bytes:,}", away)
     return table
 
 
-_TARGETS = {"same": "the same rank", "owner": "their partition's owner", "forward": "a rank by number"}
+_TARGETS = {"same": "same rank", "owner": "partition's owner", "forward": "rank by number"}
 
 
 def _forms(plan: Plan, edge: Edge, pairs: Sequence[tuple[int, int]], slots: Mapping[str, Sequence[Slot]]) -> str:

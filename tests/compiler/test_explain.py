@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from rich.console import Console
+
 import aaflow
 from aaflow.compiler.compile import compile_workflow
+from aaflow.compiler.explain import explain
 from aaflow.scheduling.site import Site
 from aaflow.workflow import Workflow
 
@@ -37,6 +41,16 @@ def test_the_slot_of_every_rank_is_listed(docs: Path, site: MakeSite, ingestion:
     slots = [row for row in rows if any(word == "0,1" for word in row) or any(word == "2,3" for word in row)]
     assert len(slots) == 4
     assert "…" not in plan.explain()
+
+
+def test_nothing_of_a_plan_is_cut_off_where_the_terminal_is_narrow(
+    docs: Path, site: MakeSite, ingestion: Ingestion
+) -> None:
+    plan = aaflow.compile(ingestion(docs), site=site(cores=8), ranks=2, fuse=False)
+    out = io.StringIO()
+    Console(file=out, width=80).print(explain(plan, plan.slots))
+    assert "…" not in out.getvalue()
+    assert "slots for cpu-partition" in out.getvalue()
 
 
 def test_an_accelerator_is_named_by_what_makes_it_visible(docs: Path, site: MakeSite, tmp_path: Path) -> None:
