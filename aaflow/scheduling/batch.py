@@ -270,11 +270,24 @@ def read_pbs(job: str, said: str) -> Job | None:
     if state in ("R", "E", "B"):
         nodes = dict.fromkeys(part.split("/")[0] for part in str(fields.get("exec_host", "?")).split("+"))
         return Job(job, "running", f"{name} runs on {', '.join(nodes)}")
-    if "walltime" in comment.lower():
+    code = str(fields.get("Exit_status", "?"))
+    # Its comment says so too, but for older versions, where it only says that it failed.
+    if code == _PBS_WALLTIME or "walltime" in comment.lower():
         limit = fields.get("Resource_List", {}).get("walltime", "?")
         return Job(job, "ended", f"{name} reached its walltime of {limit}", walltime=True)
-    code = fields.get("Exit_status", "?")
-    return Job(job, "ended", f"{name} ended with exit code {code}" + (f" ({comment})" if comment else ""))
+    how = _PBS_ENDS.get(code, f"ended with exit code {code}")
+    return Job(job, "ended", f"{name} {how}" + (f" ({comment})" if comment else ""))
+
+
+#: Exit codes below 0 are PBS's own: JOB_EXEC_… in its sources.
+_PBS_WALLTIME = "-29"
+_PBS_ENDS = {
+    **dict.fromkeys(("-1", "-2"), "could not be started on its nodes"),
+    **dict.fromkeys(("-24", "-25"), "used more processors than it had asked for"),
+    "-26": "used more virtual memory than it had asked for",
+    "-27": "ran out of memory",
+    "-28": "reached its limit of processor time",
+}
 
 
 _SCHEDULERS: Mapping[str, tuple[list[str], Callable[[str, str], Job | None]]] = {

@@ -181,6 +181,10 @@ def test_the_accounts_of_slurm(said: str, job: Job | None) -> None:
     assert read_sacct("12", said) == job
 
 
+PBS_OVER = {"job_state": "F", "Resource_List": {"ncpus": 64, "nodect": 2, "walltime": "00:01:00"}}
+PBS_RAN = "Job run at Sat Nov 21 at 10:00 on (x1:ncpus=32)+(x2:ncpus=32)"
+
+
 @pytest.mark.parametrize(
     ("fields", "job"),
     [
@@ -193,17 +197,24 @@ def test_the_accounts_of_slurm(said: str, job: Job | None) -> None:
             Job("7.pbs", "running", "PBS job 7.pbs runs on x1, x2"),
         ),
         (
-            {
-                "job_state": "F",
-                "comment": "job killed: walltime 75 exceeded limit 60",
-                "Resource_List": {"walltime": "00:01:00"},
-                "Exit_status": -29,
-            },
+            {**PBS_OVER, "comment": f"{PBS_RAN} and exceeded resource walltime", "Exit_status": -29},
             Job("7.pbs", "ended", "PBS job 7.pbs reached its walltime of 00:01:00", True),
         ),
         (
-            {"job_state": "F", "Exit_status": 271, "comment": "terminated by ada"},
-            Job("7.pbs", "ended", "PBS job 7.pbs ended with exit code 271 (terminated by ada)"),
+            {**PBS_OVER, "comment": f"{PBS_RAN} and failed", "Exit_status": -29},
+            Job("7.pbs", "ended", "PBS job 7.pbs reached its walltime of 00:01:00", True),
+        ),
+        (
+            {**PBS_OVER, "comment": f"{PBS_RAN} and exceeded resource mem", "Exit_status": -27},
+            Job("7.pbs", "ended", f"PBS job 7.pbs ran out of memory ({PBS_RAN} and exceeded resource mem)"),
+        ),
+        (
+            {**PBS_OVER, "Exit_status": -1},
+            Job("7.pbs", "ended", "PBS job 7.pbs could not be started on its nodes"),
+        ),
+        (
+            {**PBS_OVER, "comment": f"{PBS_RAN} and terminated by ada", "Exit_status": 271},
+            Job("7.pbs", "ended", f"PBS job 7.pbs ended with exit code 271 ({PBS_RAN} and terminated by ada)"),
         ),
     ],
 )  # fmt: skip
