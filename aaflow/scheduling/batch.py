@@ -102,17 +102,31 @@ def _slurm_options(site: Site, name: str, log: str) -> list[str]:
     return [*(f"#SBATCH --{option}={shlex.quote(str(value))}" for option, value in options if value), *flags]
 
 
+def pbs_place(site: Site) -> str:
+    """What PBS has to be told with ``-l`` so that no two chunks share a node, nor a job with another.
+
+    Empty where the site's own options say how to place: of two in one script PBS takes the first.
+    """
+    says = re.search(r"""-l\s*["']?(?:\S*,)?place=""", str(site.provider.get("scheduler_options", "")))
+    return "" if says else "place=scatter:excl"
+
+
+def pbs_select(site: Site) -> str:
+    """What PBS has to be told with ``-l`` to give a chunk of all cores for each of the site's nodes."""
+    more = str(site.provider.get("select_options", "")).removeprefix(":")
+    return f"select={site.nodes}:ncpus={max(site.node.cores) + 1}" + (f":{more}" if more else "")
+
+
 def _pbs_options(site: Site, name: str, log: str) -> list[str]:
     given = site.provider
-    more = str(given.get("select_options", "")).removeprefix(":")
-    select = f"{site.nodes}:ncpus={max(site.node.cores) + 1}" + (f":{more}" if more else "")
     options = [
         ("S", "/bin/bash"),
         ("N", name),
         ("j", "oe"),
         ("o", log),
         ("r", "n"),
-        ("l", f"select={select}"),
+        ("l", pbs_select(site)),
+        ("l", pbs_place(site)),
         ("l", f"walltime={given['walltime']}" if given.get("walltime") else ""),
         ("q", given.get("queue")),
         ("A", given.get("account")),

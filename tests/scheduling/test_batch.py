@@ -62,18 +62,34 @@ def test_a_script_for_pbs_asks_for_chunks_of_whole_nodes() -> None:
     provider = {"account": "m123", "queue": "prod", "walltime": "01:00:00", "select_options": "system=polaris",
                 "scheduler_options": "#PBS -l filesystems=home:eagle"}  # fmt: skip
     lines = script(replace(SITE, scheduler="pbs", provider=provider), ["run"]).splitlines()
-    assert lines[1:11] == [
+    assert lines[1:12] == [
         "#PBS -S /bin/bash",
         "#PBS -N aaflow-1",
         "#PBS -j oe",
         "#PBS -o /runs/100%/driver.out",
         "#PBS -r n",
         "#PBS -l select=4:ncpus=32:system=polaris",
+        "#PBS -l place=scatter:excl",
         "#PBS -l walltime=01:00:00",
         "#PBS -q prod",
         "#PBS -A m123",
         "#PBS -l filesystems=home:eagle",
     ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "#PBS -l place=scatter",
+        "#PBS -l filesystems=home:eagle,place=vscatter:shared",
+        '#PBS -m n\n#PBS -l "walltime=00:10:00,place=pack"',
+        "#PBS -lplace=free",
+    ],
+)
+def test_a_site_that_says_how_pbs_places_its_chunks_is_obeyed(options: str) -> None:
+    text = script(replace(SITE, scheduler="pbs", provider={"scheduler_options": options}), ["run"])
+    assert "place=scatter:excl" not in text
+    assert options in text
 
 
 def test_the_script_is_one_that_a_shell_runs(tmp_path: Path) -> None:
