@@ -73,9 +73,7 @@ def test_a_job_whose_successor_is_refused_does_its_own_work(
     assert not (tmp_path / "cancelled").exists()
 
 
-def test_where_that_was_not_enough_it_says_why_nothing_goes_on(
-    first: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_that_was_not_enough_it_says_why_nothing_goes_on(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     carried_out(monkeypatch, JobEnded("Slurm job 7 reached its walltime of 00:10:00", job="7", walltime=True))
     with pytest.raises(JobEnded):
         detach.drive(first)

@@ -120,6 +120,19 @@ def forbidden() -> str | None:
     )
 
 
+def unavailable() -> tuple[str, bool] | None:
+    """Why there can't be a cluster here, and whether that is a failure; None where there can be one.
+
+    CI has to install what is missing and to let root make namespaces. Without root it leaves these tests out, and runs
+    them again with it.
+    """
+    missing, denied = lacking(), forbidden()
+    if missing is None and denied is None:
+        return None
+    fails = bool(os.environ.get("CI")) and (missing is not None or os.geteuid() == 0)
+    return missing or str(denied), fails
+
+
 def _path() -> str:
     return os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
 
