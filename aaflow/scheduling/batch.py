@@ -25,6 +25,8 @@ ANSWER_SECONDS = 20.0
 #: Variable of a job's environment: when its script began, in seconds since 1970.
 BEGAN = "AAFLOW_JOB_BEGAN"
 NAMES = {"slurm": "Slurm", "pbs": "PBS"}
+#: The commands that take a script.
+SUBMIT = {"slurm": "sbatch", "pbs": "qsub"}
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,9 @@ def submit(scheduler: str, script: str | Path, *, after: str | None = None) -> s
     Raises:
         PilotError: the batch system refused it or is not here; says its words.
     """
-    commands = {"slurm": ["sbatch", "--parsable"], "pbs": ["qsub"]}
+    parsable = ["--parsable"] if scheduler == "slurm" else []
     depend = {"slurm": [f"--dependency=afterany:{after}"], "pbs": ["-W", f"depend=afterany:{after}"]}
-    command = [*commands[scheduler], *(depend[scheduler] if after is not None else []), str(script)]
+    command = [SUBMIT[scheduler], *parsable, *(depend[scheduler] if after is not None else []), str(script)]
     # What a job inherits would be taken for wishes of the job that it submits.
     environment = {
         name: value

@@ -84,6 +84,7 @@ memory = "1GiB"
 [provider]
 queue = "batch"
 walltime = "{walltime}"
+scheduler_options = "{scheduler_options}"
 """
 
 
@@ -262,9 +263,22 @@ class VirtualCluster:
             sent[node] = int(fields[9])
         return sent
 
-    def site_file(self, path: Path, run_folder: Path, walltime: str = "00:10:00", **changes: str) -> Path:
+    def site_file(
+        self,
+        path: Path,
+        run_folder: Path,
+        walltime: str = "00:10:00",
+        scheduler_options: str = "",
+        **changes: str,
+    ) -> Path:
         """Write a site file of this cluster; ``changes`` replace the lines of those keys."""
-        text = SITE.format(nodes=len(self.nodes), cores=CORES, run_folder=run_folder, walltime=walltime)
+        text = SITE.format(
+            nodes=len(self.nodes),
+            cores=CORES,
+            run_folder=run_folder,
+            walltime=walltime,
+            scheduler_options=scheduler_options,
+        )
         head, node, rest = text.partition("[node]")
         lines = [line for line in head.splitlines() if line.split(" ")[0] not in changes]
         lines += [f"{key} = {value}" for key, value in changes.items()]
