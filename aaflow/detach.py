@@ -166,26 +166,36 @@ def _job_of(folder: RunFolder) -> tuple[str, str]:
 def _followed(
     placement: Placement, folder: RunFolder, job: tuple[str, str] | None, order: dict[str, object]
 ) -> Iterator[None]:
-    """While a run until done is at work, the next one waits for the end of its job; it goes if it is not needed."""
+    """While a run until done is at work, the next one waits for the end of its job; it goes if it is not needed.
+
+    A batch system may refuse that job: it takes one of a user, or none from a compute node. Then this one does its work
+    all the same, and the next run has failed, which says why where this one is cut short.
+    """
     if job is None or not order["until_done"]:
         yield
         return
-    following = prepare(placement, folder.path.parent, before=folder)
-    _submit(placement, following, str(order["pilot"]), until_done=True, after=job[1])
+    following, refused = prepare(placement, folder.path.parent, before=folder), False
+    try:
+        _submit(placement, following, str(order["pilot"]), until_done=True, after=job[1])
+    except PilotError as error:
+        refused = True
+        words = f"no job goes on with run {folder.path.name}: {error}"
+        tell_end(str(following.path), PilotError(words))
+        print(f"aaflow: {words}", file=sys.stderr, flush=True)
     try:
         yield
     except BaseException as error:
         if not (isinstance(error, JobEnded) and error.walltime):
-            _drop(folder, following)
+            _drop(folder, following, refused=refused)
         raise
-    _drop(folder, following)
+    _drop(folder, following, refused=refused)
 
 
-def _drop(folder: RunFolder, following: RunFolder) -> None:
+def _drop(folder: RunFolder, following: RunFolder, *, refused: bool) -> None:
     """Cancel the job that would have gone on with a run; where that fails it finds out by itself."""
-    if (following.path / "ended.json").exists():  # whoever cancelled this run has cancelled that one
+    if not refused and (following.path / "ended.json").exists():  # whoever cancelled this run has cancelled that one
         return
-    if batch.cancel(*_job_of(following)):
+    if refused or batch.cancel(*_job_of(following)):
         (folder.path / "next.json").unlink(missing_ok=True)
         shutil.rmtree(following.path, ignore_errors=True)
 

@@ -39,7 +39,7 @@ class Pilot(Protocol):
         ...
 
     def check(self, *, anew: bool = False) -> None:
-        """Notice an engine that died or lost its nodes: called about every second while a run waits.
+        """Notice an engine that died or lost its nodes: called about twice a second while a run waits.
 
         Args:
             anew: ask a batch system now, not only every few seconds: something has failed.

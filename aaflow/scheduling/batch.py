@@ -25,6 +25,8 @@ ANSWER_SECONDS = 20.0
 #: Variable of a job's environment: when its script began, in seconds since 1970.
 BEGAN = "AAFLOW_JOB_BEGAN"
 NAMES = {"slurm": "Slurm", "pbs": "PBS"}
+#: The commands that take a script.
+SUBMIT = {"slurm": "sbatch", "pbs": "qsub"}
 
 
 @dataclass(frozen=True)
@@ -102,17 +104,31 @@ def _slurm_options(site: Site, name: str, log: str) -> list[str]:
     return [*(f"#SBATCH --{option}={shlex.quote(str(value))}" for option, value in options if value), *flags]
 
 
+def pbs_place(site: Site) -> str:
+    """What PBS has to be told with ``-l`` so that no two chunks share a node, nor a job with another.
+
+    Empty where the site's own options say how to place: of two in one script PBS takes the first.
+    """
+    says = re.search(r"""-l\s*["']?(?:\S*,)?place=""", str(site.provider.get("scheduler_options", "")))
+    return "" if says else "place=scatter:excl"
+
+
+def pbs_select(site: Site) -> str:
+    """What PBS has to be told with ``-l`` to give a chunk of all cores for each of the site's nodes."""
+    more = str(site.provider.get("select_options", "")).removeprefix(":")
+    return f"select={site.nodes}:ncpus={max(site.node.cores) + 1}" + (f":{more}" if more else "")
+
+
 def _pbs_options(site: Site, name: str, log: str) -> list[str]:
     given = site.provider
-    more = str(given.get("select_options", "")).removeprefix(":")
-    select = f"{site.nodes}:ncpus={max(site.node.cores) + 1}" + (f":{more}" if more else "")
     options = [
         ("S", "/bin/bash"),
         ("N", name),
         ("j", "oe"),
         ("o", log),
         ("r", "n"),
-        ("l", f"select={select}"),
+        ("l", pbs_select(site)),
+        ("l", pbs_place(site)),
         ("l", f"walltime={given['walltime']}" if given.get("walltime") else ""),
         ("q", given.get("queue")),
         ("A", given.get("account")),
@@ -134,9 +150,9 @@ def submit(scheduler: str, script: str | Path, *, after: str | None = None) -> s
     Raises:
         PilotError: the batch system refused it or is not here; says its words.
     """
-    commands = {"slurm": ["sbatch", "--parsable"], "pbs": ["qsub"]}
+    parsable = ["--parsable"] if scheduler == "slurm" else []
     depend = {"slurm": [f"--dependency=afterany:{after}"], "pbs": ["-W", f"depend=afterany:{after}"]}
-    command = [*commands[scheduler], *(depend[scheduler] if after is not None else []), str(script)]
+    command = [SUBMIT[scheduler], *parsable, *(depend[scheduler] if after is not None else []), str(script)]
     # What a job inherits would be taken for wishes of the job that it submits.
     environment = {
         name: value
@@ -270,11 +286,24 @@ def read_pbs(job: str, said: str) -> Job | None:
     if state in ("R", "E", "B"):
         nodes = dict.fromkeys(part.split("/")[0] for part in str(fields.get("exec_host", "?")).split("+"))
         return Job(job, "running", f"{name} runs on {', '.join(nodes)}")
-    if "walltime" in comment.lower():
+    code = str(fields.get("Exit_status", "?"))
+    # Its comment says so too, but for older versions, where it only says that it failed.
+    if code == _PBS_WALLTIME or "walltime" in comment.lower():
         limit = fields.get("Resource_List", {}).get("walltime", "?")
         return Job(job, "ended", f"{name} reached its walltime of {limit}", walltime=True)
-    code = fields.get("Exit_status", "?")
-    return Job(job, "ended", f"{name} ended with exit code {code}" + (f" ({comment})" if comment else ""))
+    how = _PBS_ENDS.get(code, f"ended with exit code {code}")
+    return Job(job, "ended", f"{name} {how}" + (f" ({comment})" if comment else ""))
+
+
+#: Exit codes below 0 are PBS's own: JOB_EXEC_… in its sources.
+_PBS_WALLTIME = "-29"
+_PBS_ENDS = {
+    **dict.fromkeys(("-1", "-2"), "could not be started on its nodes"),
+    **dict.fromkeys(("-24", "-25"), "used more processors than it had asked for"),
+    "-26": "used more virtual memory than it had asked for",
+    "-27": "ran out of memory",
+    "-28": "reached its limit of processor time",
+}
 
 
 _SCHEDULERS: Mapping[str, tuple[list[str], Callable[[str, str], Job | None]]] = {

@@ -60,7 +60,7 @@ def check_site(site: Site) -> list[Problem]:
         _environments,
         _pilot,
         _run_folder,
-        _interface,
+        _interfaces,
     )
     return [problem for check in checks for problem in check(site)]
 
@@ -165,9 +165,14 @@ def _run_folder(site: Site) -> Iterator[Problem]:
         yield Problem("run_folder", text, "free some space or choose another run_folder")
 
 
-def _interface(site: Site) -> Iterator[Problem]:
+def _interfaces(site: Site) -> Iterator[Problem]:
     known = [name for _, name in socket.if_nameindex()]
-    if site.interface not in known:
-        remedy = f"this node has {', '.join(known)}; compute nodes may have others (ip link)"
-        text = f"this node has no network interface {site.interface!r}"
-        yield Problem("interface", text, remedy, certain=site.scheduler == "local")
+    remedies = {
+        "interface": f"this node has {', '.join(known)}; compute nodes may have others (ip link)",
+        "interconnect": f"this node has {', '.join(known)}; only compute nodes need it (ip link)",
+    }
+    for key, remedy in remedies.items():
+        name = getattr(site, key)
+        if name and name not in known:
+            text = f"this node has no network interface {name!r}"
+            yield Problem(key, text, remedy, certain=site.scheduler == "local")

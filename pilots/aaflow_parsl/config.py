@@ -18,6 +18,7 @@ from parsl.providers.base import ExecutionProvider
 from aaflow.errors import SiteError
 from aaflow.runtime.enginejob import clean_at_end, end_without_driver
 from aaflow.runtime.records import note_engine_job
+from aaflow.scheduling.batch import pbs_place
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
 from aaflow.scheduling.sitefile import load_site
@@ -170,6 +171,8 @@ def _provider(
         return slurm(nodes_per_block=site.nodes, exclusive=True, **common, **given)
     if site.scheduler == "pbs":
         given = _renamed(site.provider, {**_PBS, **_ALSO})
+        if place := pbs_place(site):
+            given["scheduler_options"] = "\n".join([f"#PBS -l {place}", given.get("scheduler_options", "")]).rstrip()
         return pbs(nodes_per_block=site.nodes, cpus_per_node=max(site.node.cores) + 1, **common, **given)
     raise SiteError(f"site {site.name!r}: pilot 'parsl' has no provider for scheduler {site.scheduler!r}")
 

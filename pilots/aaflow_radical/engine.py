@@ -43,13 +43,14 @@ def start_engine(site: Site, folder: Path, job: str, marks: Mapping[str, str]) -
     """
     # A folder for temporary files is one of this node, and a batch job has its own.
     told = {name: value for name, value in marks.items() if site.scheduler == "local" or name != "TMPDIR"}
-    described = configure(site, folder, environment=told, begin=_begin(site, folder))
+    environment = engine_environment(site, folder, marks)
+    described = configure(site, folder, environment=told, begin=_begin(site, folder), path=environment["PATH"])
     (folder / "pilot.json").write_text(json.dumps(described))
     with (folder / "engine.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "aaflow_radical.engine", str(folder)],
             cwd=folder,
-            env={**engine_environment(site, folder, marks), "SBATCH_JOB_NAME": job},
+            env={**environment, "SBATCH_JOB_NAME": job},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -88,6 +89,7 @@ def engine_environment(site: Site, folder: Path, marks: Mapping[str, str]) -> di
         environment["VIRTUAL_ENV"] = sys.prefix
     if site.scheduler != "local":
         environment["RADICAL_PILOT_PROXY_HOST"] = interface_address(site.interface)
+        environment["PATH"] = os.pathsep.join([str(folder / "bin"), environment["PATH"]])
     return environment
 
 

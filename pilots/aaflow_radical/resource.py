@@ -6,12 +6,14 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from aaflow.errors import PilotError, SiteError
+from aaflow.scheduling.batch import SUBMIT, pbs_select
 from aaflow.scheduling.site import Site
 
 #: The resource in the generated description, as ``RESOURCES.NAME``.
@@ -23,40 +25,107 @@ _LAUNCH_METHODS = {
     **dict.fromkeys(("mpiexec", "openmpi", "intelmpi", "pals"), "MPIEXEC"),
     "srun": "SRUN",
 }
+#: How lines with options begin in a script.
+_DIRECTIVES = {"slurm": "#SBATCH", "pbs": "#PBS"}
 #: Minutes for which a pilot on this machine may run: as long as its driver does, which ends it.
 _NO_LIMIT = 60 * 24 * 365
 
 
 def configure(
-    site: Site, folder: Path, *, environment: Mapping[str, str] | None = None, begin: str = ""
+    site: Site,
+    folder: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    begin: str = "",
+    path: str | None = None,
 ) -> dict[str, Any]:
     """Write into a new folder what RADICAL-Pilot has to know of a site.
 
-    ``RADICAL_CONFIG_USER_DIR`` has to name that folder when a session starts. Nothing else is touched, least of all the
-    user's own configuration.
+    ``RADICAL_CONFIG_USER_DIR`` has to name that folder when a session starts. Where a site has options for which
+    RADICAL-Pilot has no word, the folder's ``bin`` has to be the first on the session's ``PATH``: the ``sbatch`` or
+    ``qsub`` there adds them. Nothing else is touched, least of all the user's own configuration.
 
     Args:
         site: where.
         folder: is made; the sandboxes of pilots come into it too.
         environment: variables that agent, launchers and tasks get.
         begin: shell commands that come once, before the agent.
+        path: ``PATH`` of the session's process; by default that of this one.
 
     Returns:
         The values of the ``radical.pilot.PilotDescription`` of all nodes of the site.
 
     Raises:
         PilotError: RADICAL-Pilot can't work in this folder.
-        SiteError: RADICAL-Pilot can't use this site.
+        SiteError: RADICAL-Pilot can't use this site, or not with this ``PATH``.
     """
     folder = folder.absolute()
     check_folder(folder)
     described = resource_description(site, folder)
+    submit = _submit_script(site, folder / "bin", path if path is not None else os.environ.get("PATH", os.defpath))
     configs = folder / ".radical" / "pilot" / "configs"
     configs.mkdir(mode=0o700, parents=True)
     (configs / f"resource_{RESOURCE.partition('.')[0]}.json").write_text(json.dumps(described, indent=1))
     (folder / "setup.sh").write_text(setup_script(site, environment or {}))
     (folder / "begin.sh").write_text(begin)
+    if submit:
+        program = folder / "bin" / SUBMIT[site.scheduler]
+        program.parent.mkdir(mode=0o700)
+        program.write_text(submit)
+        program.chmod(0o700)
     return pilot_description(site)
+
+
+def submit_words(site: Site) -> list[str]:
+    """What ``sbatch`` or ``qsub`` has to be told besides RADICAL-Pilot's script, which they heed less than these words.
+
+    Raises:
+        SiteError: among the site's options is something else.
+    """
+    constraint = str(site.provider.get("constraint", ""))
+    words: list[str] = []
+    if site.scheduler == "pbs":
+        # PSI/J asks for as many cores as are not blocked, so that a node would lack the last ones.
+        words += ["-l", pbs_select(site)]
+    elif constraint and shlex.quote(constraint) != constraint:  # PSI/J has the quotes in its value
+        words += [f"--constraint={constraint}"]
+    for line in str(site.provider.get("scheduler_options", "")).splitlines():
+        first, options = [*line.split(maxsplit=1), "", ""][:2]
+        if first == _DIRECTIVES[site.scheduler]:
+            words += shlex.split(options, comments=True)
+        elif first and not first.startswith("#"):
+            raise SiteError(
+                f"site {site.name!r}: pilot 'radical' can't hand this line of provider.scheduler_options to "
+                f"{site.scheduler}: {line.strip()!r} is no {_DIRECTIVES[site.scheduler]}; use worker_init for commands"
+            )
+    return words
+
+
+def _submit_script(site: Site, folder: Path, path: str) -> str:
+    """The program that a session has for ``sbatch`` or ``qsub``; empty where it needs none of its own.
+
+    Args:
+        site: where.
+        folder: of that program.
+        path: ``PATH`` of the session.
+
+    Raises:
+        SiteError: the session would not find it, or there is no program that it could call; or see ``submit_words``.
+    """
+    words = submit_words(site) if site.scheduler != "local" else []
+    if not words:
+        return ""
+    first, _, others = path.partition(os.pathsep)
+    if first != str(folder):
+        raise SiteError(
+            f"site {site.name!r} has options for which RADICAL-Pilot has no word ({shlex.join(words)}): "
+            f"put {folder} before all else on PATH, then configure and start the session"
+        )
+    command = SUBMIT[site.scheduler]
+    program = shutil.which(command, path=others)
+    if program is None:
+        raise SiteError(f"{command} not on PATH, which {site.scheduler} needs; run this on a login node of {site.name}")
+    return f'#!/bin/sh\n# RADICAL-Pilot has no word for these options.\nexec {shlex.join([program, *words])} "$@"\n'
 
 
 def search_path() -> str:
@@ -83,11 +152,7 @@ def resource_description(site: Site, folder: Path) -> dict[str, Any]:
     Args:
         site: where.
         folder: for sandboxes, with the scripts ``setup.sh`` (see :func:`setup_script`) and ``begin.sh``.
-
-    Raises:
-        SiteError: the site has options that RADICAL-Pilot can't hand to its scheduler.
     """
-    _check_options(site)
     manager, scheme = _SCHEDULERS[site.scheduler]
     methods = [_LAUNCH_METHODS[site.launcher]]
     if site.scheduler == "local":
@@ -125,15 +190,6 @@ def resource_description(site: Site, folder: Path) -> dict[str, Any]:
     else:
         described["network_interface"] = site.interface
     return {RESOURCE.partition(".")[2]: described}
-
-
-def _check_options(site: Site) -> None:
-    for option in ("scheduler_options", "select_options"):
-        if site.scheduler != "local" and site.provider.get(option):
-            raise SiteError(
-                f"site {site.name!r}: pilot 'radical' can't hand provider.{option} to {site.scheduler}; "
-                "use --pilot parsl there"
-            )
 
 
 def pilot_description(site: Site) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class ClusterIngestion(Ingestion):
     walltime: str = "00:10:00"
     nodes: int = 4
     pilot: str = "parsl"
+    scheduler_options: str = ""
 
     def command(self, pilot: str) -> list[str]:
         given = super().command(pilot)
@@ -34,7 +35,7 @@ class ClusterIngestion(Ingestion):
         assert self.cluster is not None
         changes = {"interconnect": '"hsn0"', "nodes": str(self.nodes), "pilot": f'"{self.pilot}"'}
         path, runs = self.folder / "virtual.toml", self.folder / "runs"
-        site = self.cluster.site_file(path, runs, self.walltime, **changes)
+        site = self.cluster.site_file(path, runs, self.walltime, self.scheduler_options, **changes)
         workflow = given[: given.index("--pilot")]
         return self.cluster.on("login", [*workflow, "--site", str(site), *self.options], self.folder)
 

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from clusteringestion import ALL, ClusterIngestion, on_cluster
 from ingestions import OLD, Ingestion, copy_of, write_documents
-from virtualcluster import VirtualCluster, forbidden, lacking
+from virtualcluster import VirtualCluster, unavailable
 
 
 @pytest.fixture(scope="session")
 def possible() -> None:
-    """CI has to install what is missing; elsewhere these tests are left out where a cluster can't be."""
-    why = lacking()
-    if why is not None and os.environ.get("CI"):
-        pytest.fail(why)
-    why = why or forbidden()
-    if why is not None:
+    """Elsewhere than in CI these tests are left out where a cluster can't be."""
+    if (found := unavailable()) is not None:
+        why, fails = found
+        if fails:
+            pytest.fail(why)
         pytest.skip(why)
 
 

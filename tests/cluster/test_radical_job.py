@@ -17,10 +17,13 @@ def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
     radical_turn: None, ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
 ) -> None:
     ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4")
+    ingestion.scheduler_options = "#SBATCH --comment=two-nodes"
     ended = ingestion.run()
     assert ended.code == 0, ended
     said = " ".join(ended.err.split())
     assert re.search(r"Slurm job \d+ runs on node\[\d-\d\] RADICAL-Pilot's agent is up .*done in", said)
+    (job,) = re.findall(r"Slurm job (\d+) runs", said)
+    assert "Comment=two-nodes" in cluster.run(["scontrol", "show", "job", job]).stdout
     assert ingestion.content() == (2, undisturbed)
     ranks = sorted((ingestion.run_folder() / "ranks").glob("*.json"))
     assert len({json.loads(path.read_text())["host"] for path in ranks}) == 2

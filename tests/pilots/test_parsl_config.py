@@ -13,6 +13,7 @@ from parsl.executors import HighThroughputExecutor
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
 from aaflow.errors import SiteError
+from aaflow.runtime import records
 from aaflow.runtime.enginejob import clean_at_end, end_without_driver
 from aaflow.scheduling.site import Node, Site
 from aaflow_parsl.config import LABEL, engine_config
@@ -78,10 +79,50 @@ def test_a_batch_job_removes_the_temporary_files_of_its_engine_and_keeps_the_fol
     assert not list(node.iterdir())
 
 
-def test_pbs_gets_the_options_of_the_site_and_all_cores_of_a_node(tmp_path: Path) -> None:
-    provider = executor(replace(SITE, scheduler="pbs"), tmp_path).provider
+def pbs_script(site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:
+    """The words with which Parsl calls ``qsub`` for a site, and the lines of the script that it gives it."""
+    called, submitted = folder / "called", folder / "submitted"
+    programs, scripts = folder / "bin", folder / "scripts"
+    for made in (programs, scripts):
+        made.mkdir()
+    qsub = f'#!/bin/sh\necho "$@" >{called}\nfor script; do :; done\ncp "$script" {submitted}\necho 7.pbs\n'
+    (programs / "qsub").write_text(qsub)
+    (programs / "qsub").chmod(0o700)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    provider = executor(site, folder / "parsl").provider
     assert isinstance(provider, PBSProProvider)
-    assert (provider.nodes_per_block, provider.account, provider.cpus_per_node) == (4, "m123", 32)
+    provider.script_dir = str(scripts)
+    assert provider.submit("start the pool", 1, "aaflow") == "7.pbs"
+    assert records.engine_job(str(folder)) == ("pbs", "7.pbs")
+    return called.read_text().split(), submitted.read_text().splitlines()
+
+
+def test_pbs_gets_a_script_with_the_options_of_the_site_and_whole_nodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"queue": "prod", "select_options": "ngpus=4", "scheduler_options": "#PBS -l filesystems=home:eagle"}
+    site = replace(SITE, scheduler="pbs", provider={**SITE.provider, **options})
+    called, lines = pbs_script(site, tmp_path, monkeypatch)
+    assert called[:4] == ["-q", "prod", "-A", "m123"]
+    directives = [line.removeprefix("#PBS ") for line in lines if line.startswith("#PBS")]
+    assert [words for words in directives if words.startswith("-l")] == [
+        "-l walltime=00:20:00",
+        "-l select=4:ncpus=32:ngpus=4",
+        "-l place=scatter:excl",
+        "-l filesystems=home:eagle",
+    ]
+    assert "-S /bin/bash" in directives
+    text = "\n".join(lines)
+    assert text.index("export AAFLOW_RUN='a b'") < text.index("module load mpi") < text.index("start the pool")
+    assert clean_at_end(str(tmp_path)) in text
+    assert end_without_driver(str(tmp_path)) in text
+    assert subprocess.run(["bash", "-n", "-c", text], check=False).returncode == 0
+
+
+def test_a_site_that_says_how_pbs_places_its_chunks_is_obeyed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = replace(SITE, scheduler="pbs", provider={**SITE.provider, "scheduler_options": "#PBS -l place=scatter"})
+    _, lines = pbs_script(site, tmp_path, monkeypatch)
+    assert [line for line in lines if "place=" in line] == ["#PBS -l place=scatter"]
 
 
 def test_a_scheduler_without_a_provider_is_refused(tmp_path: Path) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from site import getuserbase
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from aaflow import errors
 from aaflow.errors import PilotError, SiteError, StageError
 from aaflow.runtime import records
 from aaflow.scheduling.site import AcceleratorKind, Node, Site
+from aaflow.scheduling.sitefile import load_site
 from aaflow.scheduling.slot import Accelerators, Slot
 from aaflow_radical.pilot import RadicalPilot
 from aaflow_radical.resource import RESOURCE, configure, pilot_description, resource_description, setup_script
@@ -100,9 +104,98 @@ def test_a_batch_job_gets_the_options_of_the_site() -> None:
     assert not told["exit_on_error"]
 
 
-def test_options_that_radical_pilot_has_no_word_for_are_refused(tmp_path: Path) -> None:
+#: Launches a pilot as RADICAL-Pilot does: its launcher makes a job of PSI/J of the resource and pilot descriptions.
+LAUNCH = """
+import json, logging, os, sys
+from types import SimpleNamespace
+from radical.pilot.pmgr.launching.psi_j import PilotLauncherPSIJ
+
+resource, pilot = json.loads(sys.argv[1])
+architecture = resource["system_architecture"]
+cores = resource["cores_per_node"] - len(architecture["blocked_cores"])
+job = SimpleNamespace(
+    project=pilot["project"], queue=pilot["queue"], wall_time_limit=pilot["runtime"], node_count=pilot["nodes"],
+    total_cpu_count=cores * pilot["nodes"], system_architecture=architecture, executable="/bin/bash", arguments=["-l"],
+    environment={}, working_directory=os.getcwd(), output="bootstrap_0.out", error="bootstrap_0.err",
+)
+endpoint = {"job_manager_endpoint": resource["schemas"]["here"]["job_manager_endpoint"]}
+launcher = PilotLauncherPSIJ("PSI_J", logging.getLogger(), None, lambda *told: None)
+assert launcher.can_launch(endpoint, None)
+launcher.launch_pilots(endpoint, [{"uid": "pilot.0000", "jd_dict": job}])
+os._exit(0)
+"""
+
+
+def submitted(site: Site, folder: Path) -> tuple[list[str], list[str]]:
+    """The words with which a batch system's own command is called for a pilot, and the directives of its script."""
+    system, command = folder / "system", {"slurm": "sbatch", "pbs": "qsub"}[site.scheduler]
+    system.mkdir()
+    body = 'printf "%s\\n" "$@" >called; for script; do :; done; cp "$script" submitted; echo 7'
+    (system / command).write_text(f"#!/bin/sh\n{body}\n")
+    (system / command).chmod(0o700)
+    path = os.pathsep.join([str(folder / "radical" / "bin"), str(system), os.environ["PATH"]])
+    described = configure(site, folder / "radical", path=path)
+    (resource,) = resource_description(site, folder / "radical").values()
+    # PSI/J keeps its scripts in the home folder.
+    environment = {**os.environ, "PATH": path, "HOME": str(folder), "PYTHONUSERBASE": getuserbase()}
+    arguments = [sys.executable, "-c", LAUNCH, json.dumps([resource, described])]
+    subprocess.run(arguments, cwd=folder, env=environment, check=True, capture_output=True)
+    lines = (folder / "submitted").read_text().splitlines()
+    directive = {"slurm": "#SBATCH", "pbs": "#PBS"}[site.scheduler]
+    return (folder / "called").read_text().splitlines()[:-1], [line for line in lines if line.startswith(directive)]
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "directives"),
+    [
+        (
+            "alcf-aurora",
+            ["-l", "select=2:ncpus=101", "-l", "filesystems=home:flare"],
+            {"#PBS -q debug", "#PBS -A m123"},
+        ),
+        (
+            "alcf-polaris",
+            ["-l", "select=2:ncpus=32:ngpus=4", "-l", "filesystems=home:eagle"],
+            {"#PBS -q debug", "#PBS -A m123", "#PBS -l place=scatter:exclhost", "#PBS -l walltime=1:0:0"},
+        ),
+        ("ncsa-delta", ["--mem=208G", "--gpus-per-node=4"], {"#SBATCH --nodes=2", "#SBATCH --exclusive"}),
+        ("nersc-perlmutter-gpu", ["--gpus-per-node=4"], {'#SBATCH --constraint="gpu"', '#SBATCH --account="m123"'}),
+        ("olcf-frontier", ["--gpus-per-node=8"], {'#SBATCH --account="m123"', "#SBATCH --time=0:30:0"}),
+        ("tacc-frontera", [], {'#SBATCH --account="m123"'}),
+    ],
+)
+def test_the_batch_system_gets_all_options_of_the_sites_that_are_shipped(
+    name: str, words: list[str], directives: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AAFLOW_ACCOUNT", "m123")
+    called, said = submitted(replace(load_site(name), nodes=2), tmp_path)
+    assert called == words
+    assert directives <= set(said)
+
+
+def test_a_constraint_that_psij_would_quote_is_said_as_it_is(tmp_path: Path) -> None:
+    options = "#SBATCH --licenses=scratch  # two file systems\n\n# a comment\n#SBATCH --comment='two words'\n"
+    site = replace(SITE, provider={**SITE.provider, "constraint": "cpu&nvme", "scheduler_options": options})
+    called, _ = submitted(site, tmp_path)
+    assert called == ["--constraint=cpu&nvme", "--licenses=scratch", "--comment=two words"]
+
+
+def test_what_is_no_option_is_refused(tmp_path: Path) -> None:
+    site = replace(SITE, provider={**SITE.provider, "scheduler_options": "#SBATCH --mem=0\nulimit -c 0"})
+    with pytest.raises(
+        SiteError, match=r"can't hand this line of .*scheduler_options to slurm: 'ulimit -c 0' is no #S"
+    ):
+        configure(site, tmp_path / "radical")
+
+
+def test_a_session_that_would_lose_options_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = replace(SITE, provider={**SITE.provider, "scheduler_options": "#SBATCH --mail-type=END"})
-    with pytest.raises(SiteError, match=r"site 'test': pilot 'radical' can't hand provider.scheduler_options to slurm"):
+    told = f"no word \\(--mail-type=END\\): put {tmp_path}/radical/bin before all else on PATH, then configure"
+    with pytest.raises(SiteError, match=told):
+        configure(site, tmp_path / "radical")
+    assert not (tmp_path / "radical").exists()
+    monkeypatch.setenv("PATH", f"{tmp_path}/radical/bin{os.pathsep}/no/such/folder")
+    with pytest.raises(SiteError, match="sbatch not on PATH, which slurm needs; run this on a login node of test"):
         configure(site, tmp_path / "radical")
 
 

@@ -62,18 +62,34 @@ def test_a_script_for_pbs_asks_for_chunks_of_whole_nodes() -> None:
     provider = {"account": "m123", "queue": "prod", "walltime": "01:00:00", "select_options": "system=polaris",
                 "scheduler_options": "#PBS -l filesystems=home:eagle"}  # fmt: skip
     lines = script(replace(SITE, scheduler="pbs", provider=provider), ["run"]).splitlines()
-    assert lines[1:11] == [
+    assert lines[1:12] == [
         "#PBS -S /bin/bash",
         "#PBS -N aaflow-1",
         "#PBS -j oe",
         "#PBS -o /runs/100%/driver.out",
         "#PBS -r n",
         "#PBS -l select=4:ncpus=32:system=polaris",
+        "#PBS -l place=scatter:excl",
         "#PBS -l walltime=01:00:00",
         "#PBS -q prod",
         "#PBS -A m123",
         "#PBS -l filesystems=home:eagle",
     ]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "#PBS -l place=scatter",
+        "#PBS -l filesystems=home:eagle,place=vscatter:shared",
+        '#PBS -m n\n#PBS -l "walltime=00:10:00,place=pack"',
+        "#PBS -lplace=free",
+    ],
+)
+def test_a_site_that_says_how_pbs_places_its_chunks_is_obeyed(options: str) -> None:
+    text = script(replace(SITE, scheduler="pbs", provider={"scheduler_options": options}), ["run"])
+    assert "place=scatter:excl" not in text
+    assert options in text
 
 
 def test_the_script_is_one_that_a_shell_runs(tmp_path: Path) -> None:
@@ -181,6 +197,10 @@ def test_the_accounts_of_slurm(said: str, job: Job | None) -> None:
     assert read_sacct("12", said) == job
 
 
+PBS_OVER = {"job_state": "F", "Resource_List": {"ncpus": 64, "nodect": 2, "walltime": "00:01:00"}}
+PBS_RAN = "Job run at Sat Nov 21 at 10:00 on (x1:ncpus=32)+(x2:ncpus=32)"
+
+
 @pytest.mark.parametrize(
     ("fields", "job"),
     [
@@ -193,17 +213,24 @@ def test_the_accounts_of_slurm(said: str, job: Job | None) -> None:
             Job("7.pbs", "running", "PBS job 7.pbs runs on x1, x2"),
         ),
         (
-            {
-                "job_state": "F",
-                "comment": "job killed: walltime 75 exceeded limit 60",
-                "Resource_List": {"walltime": "00:01:00"},
-                "Exit_status": -29,
-            },
+            {**PBS_OVER, "comment": f"{PBS_RAN} and exceeded resource walltime", "Exit_status": -29},
             Job("7.pbs", "ended", "PBS job 7.pbs reached its walltime of 00:01:00", True),
         ),
         (
-            {"job_state": "F", "Exit_status": 271, "comment": "terminated by ada"},
-            Job("7.pbs", "ended", "PBS job 7.pbs ended with exit code 271 (terminated by ada)"),
+            {**PBS_OVER, "comment": f"{PBS_RAN} and failed", "Exit_status": -29},
+            Job("7.pbs", "ended", "PBS job 7.pbs reached its walltime of 00:01:00", True),
+        ),
+        (
+            {**PBS_OVER, "comment": f"{PBS_RAN} and exceeded resource mem", "Exit_status": -27},
+            Job("7.pbs", "ended", f"PBS job 7.pbs ran out of memory ({PBS_RAN} and exceeded resource mem)"),
+        ),
+        (
+            {**PBS_OVER, "Exit_status": -1},
+            Job("7.pbs", "ended", "PBS job 7.pbs could not be started on its nodes"),
+        ),
+        (
+            {**PBS_OVER, "comment": f"{PBS_RAN} and terminated by ada", "Exit_status": 271},
+            Job("7.pbs", "ended", f"PBS job 7.pbs ended with exit code 271 ({PBS_RAN} and terminated by ada)"),
         ),
     ],
 )  # fmt: skip

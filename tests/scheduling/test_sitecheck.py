@@ -83,12 +83,17 @@ def test_what_a_compute_node_may_have_is_not_certain(
     local: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    site = dataclasses.replace(local, scheduler="pbs", interface="nosuch0", launcher="srun")
+    site = dataclasses.replace(local, scheduler="pbs", interface="nosuch0", interconnect="nosuch1", launcher="srun")
     certain = {problem.key: problem.certain for problem in check_site(site)}
     assert not certain["launcher"]
     assert not certain["interface"]
-    assert "nosuch0" in found(local, interface="nosuch0")["interface"]
-    assert all(problem.certain for problem in check_site(dataclasses.replace(local, interface="nosuch0")))
+    assert not certain["interconnect"]
+    assert "nosuch1" in found(local, scheduler="pbs", interconnect="nosuch1")["interconnect"]
+    assert found(local, interconnect="lo") == {}
+    for key in ("interface", "interconnect"):
+        assert list(found(local, **{key: "nosuch0"})) == [key]
+        assert "nosuch0" in found(local, **{key: "nosuch0"})[key]
+        assert all(problem.certain for problem in check_site(dataclasses.replace(local, **{key: "nosuch0"})))
 
 
 def test_cores_and_memory_that_this_machine_lacks(local: Site) -> None:
