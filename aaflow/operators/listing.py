@@ -24,7 +24,7 @@ from aaflow.errors import InputError
 from aaflow.hashing import partition_of
 from aaflow.operators.folders import NOT_REGULAR, glob_regex, has_wildcard, split_glob, walk
 from aaflow.operators.readers.notices import Notices, shorten
-from aaflow.operators.readers.options import COMPRESSIONS, EXTENSIONS, RECORD_FORMATS, LoadOptions, Split
+from aaflow.operators.readers.options import COMPRESSIONS, CUT_BY_BYTES, EXTENSIONS, RECORD_FORMATS, LoadOptions, Split
 from aaflow.operators.readers.parquet import row_ranges
 from aaflow.operators.readers.sources import local_path, local_uri, open_raw
 from aaflow.schema import LISTING, NOTICES
@@ -294,7 +294,7 @@ def _split(files: _Files, keep: list[int], options: LoadOptions) -> pa.Table:
 def _ranges(files: _Files, at: int, options: LoadOptions) -> Iterator[tuple[int, int]]:
     kind, size = files.format[at], files.size[at]
     if size > options.split_bytes and not files.compression[at]:
-        if kind == "jsonl" and options.utf8:
+        if kind in CUT_BY_BYTES and options.utf8:
             for start in range(0, size, options.split_bytes):
                 yield start, min(start + options.split_bytes, size)
             return

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aaflow.operators.operator import Item
-from aaflow.operators.readers import LoadOptions, Notices, Split, read_documents, read_records, splits
+from aaflow.operators.readers import Bookmark, LoadOptions, Notices, Split, read_documents, read_records, splits
 from aaflow.operators.readers.documents import BATCH_BYTES, BATCH_ROWS
 from aaflow.operators.readers.notices import NOTICES_HELD
 
@@ -37,28 +37,31 @@ class Load:
         In a tranche the whole documents come first, partition by partition, each ending with its ``last``; then the
         records, whose batches mix partitions (-1). The ``last`` of partition -1 ends the tranche.
         """
+        bookmark = Bookmark()
         for tranche, pieces in groupby(splits(self._pieces), lambda split: split.tranche):
             for partition, unit in groupby(pieces, lambda split: split.partition):
-                yield from self._unit(tranche, partition, unit)
+                yield from self._unit(tranche, partition, unit, bookmark)
                 if partition >= 0:
                     yield Item(tranche, partition, last=True)
             yield Item(tranche, -1, last=True)
 
-    def _unit(self, tranche: int, partition: int, unit: Iterable[Split]) -> Iterator[Item]:
+    def _unit(self, tranche: int, partition: int, unit: Iterable[Split], bookmark: Bookmark) -> Iterator[Item]:
         notices = Notices(self._options.partitions)
-        for batch in self._batches(partition, unit, notices):
+        for batch in self._batches(partition, unit, notices, bookmark):
             yield Item(tranche, partition, batch, notices.take())
         if len(notices):
             yield Item(tranche, partition, notices=notices.take())
 
-    def _batches(self, partition: int, unit: Iterable[Split], notices: Notices) -> Iterator[pa.RecordBatch | None]:
+    def _batches(
+        self, partition: int, unit: Iterable[Split], notices: Notices, bookmark: Bookmark
+    ) -> Iterator[pa.RecordBatch | None]:
         if partition >= 0:
             yield from read_documents(unit, self._options, notices)
             return
         held: list[pa.RecordBatch] = []
         rows = size = 0
         for split in unit:
-            for batch in read_records(split, self._options, notices):
+            for batch in read_records(split, self._options, notices, bookmark):
                 rows, size = rows + batch.num_rows, size + batch.nbytes
                 if held and (rows > BATCH_ROWS or size > BATCH_BYTES):
                     yield _joined(held)

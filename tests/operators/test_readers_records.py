@@ -363,7 +363,7 @@ def test_a_long_csv_row_is_skipped_and_the_next_ones_kept(tmp_path: Path, monkey
     long = '2,"' + 'y\n""' * 500 + '"\n'
     path = write(tmp_path, "a.csv", f"a,text\n1,x\n{long}3,z\n{long}")
     for block in (64, 700, 1 << 20):
-        monkeypatch.setattr("aaflow.operators.readers.delimited.BLOCK_BYTES", block)
+        monkeypatch.setattr("aaflow.operators.readers.rows.BLOCK_BYTES", block)
         rows, notices = load(path, max_record_bytes=300)
         assert [(r["record"], r["text"]) for r in rows] == [(0, "x"), (2, "z")]
         assert [n["record"] for n in notices] == [1, 3]
@@ -383,7 +383,7 @@ def test_csv_gives_back_what_a_writer_wrote_for_any_block(
     writer.writerows([("a", "text"), *rows])
     path = write(tmp_path, "a.csv", out.getvalue())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aaflow.operators.readers.delimited.BLOCK_BYTES", block)
+        patch.setattr("aaflow.operators.readers.rows.BLOCK_BYTES", block)
         found, _ = load(path, metadata={"a": "string"})
     wanted = [(i, text, a or None) for i, (a, text) in enumerate(rows) if text.strip()]
     assert [(r["record"], r["text"], r["metadata"]["a"]) for r in found] == wanted
@@ -394,7 +394,7 @@ def test_csv_gives_back_what_a_writer_wrote_for_any_block(
 def test_csv_rows_are_those_that_python_reads(tmp_path: Path, data: str, block: int) -> None:
     path = write(tmp_path, "a.csv", "q,a\n" + data)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("aaflow.operators.readers.delimited.BLOCK_BYTES", block)
+        patch.setattr("aaflow.operators.readers.rows.BLOCK_BYTES", block)
         found, notices = load(path, metadata={"q": "string", "a": "string"}, text_columns=("q", "a"))
     closed = not any("never closed" in n["reason"] for n in notices)
     wanted = [row for row in csv.reader(io.StringIO(data, newline="")) if row]

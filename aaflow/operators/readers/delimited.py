@@ -2,6 +2,10 @@
 
 A kernel finds where rows begin and how many fields they have, so rows of the wrong width are known exactly and a row of
 any length is passed over without being held; pyarrow reads what is left.
+
+A row belongs to the split in whose range its first byte lies. Its number and the quotes before it are known from the
+file's beginning only: who reads a split passes over what lies before it, or goes on from the bookmark that the split
+before left. So each rank goes through a file once, however many splits of it are its own.
 """
 
 from __future__ import annotations
@@ -9,7 +13,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,122 +22,81 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from aaflow.kernel import kernel
 from aaflow.operators.readers.documents import finish
-from aaflow.operators.readers.lines import BLOCK_BYTES
-from aaflow.operators.readers.notices import Notices, Unreadable, invalid_text, over_limit
-from aaflow.operators.readers.options import LoadOptions, Split
+from aaflow.operators.readers.notices import NO_RECORDS, Notices, Unreadable, invalid_text
+from aaflow.operators.readers.options import MIB, ROW_START, Bookmark, LoadOptions, Split
 from aaflow.operators.readers.records import first_or_joined, named_columns, no_text, record_rows, text_names
+from aaflow.operators.readers.rows import NEVER_CLOSED, RowBlock, RowReader, row_bounds, step, too_long
 from aaflow.operators.readers.sources import open_utf8
 
 _BOM = b"\xef\xbb\xbf"
-_FIELD_START, _PLAIN, _QUOTED, _QUOTE_IN_QUOTED = range(4)
+
+#: A header of this many bytes is read whatever the limit is; so many are looked at for the delimiter.
+_HEAD_BYTES = 4 * MIB
 
 
-def read_delimited(split: Split, options: LoadOptions, notices: Notices) -> Iterator[pa.RecordBatch]:
-    """Batches of the rows of a file; the key is a row's number, from 0 behind the header, blank lines not counted.
+def read_delimited(
+    split: Split, options: LoadOptions, notices: Notices, bookmark: Bookmark
+) -> Iterator[pa.RecordBatch]:
+    """Batches of a split's rows; the key is a row's number, from 0 behind the header, blank lines not counted.
 
     Raises:
-        Unreadable: empty, no header, or no text column.
+        Unreadable: empty, no header, or no text column; in the first split of a file only.
         OSError: and what decompression and decoding raise.
     """
+    end = None if split.whole else split.end
+    limit = options.max_record_bytes
     with open_utf8(split, options) as stream:
-        first = stream.read(BLOCK_BYTES)
-        if not first:
-            raise Unreadable("empty")
-        first = first.removeprefix(_BOM)
-        delimiter = _delimiter(first, split.format)
-        table: _Table | None = None
-        for rows in _row_blocks(stream, first, delimiter, options.max_record_bytes):
-            if table is None:
-                header, rows = _header(rows, delimiter)
-                table = _Table(split, options, notices, delimiter, header)
-            yield from table.read(rows)
+        try:
+            rows = RowReader(stream, bookmark, limit, _begin(stream, split, limit, bookmark))
+            table = _Table(split, options, notices, bookmark)
+        except (Unreadable, UnicodeDecodeError):
+            if split.start:
+                return  # the first split says it
+            raise
+        rows.pass_to(split.start, end)
+        for block in rows.blocks(end):
+            yield from table.read(block)
+    if not split.whole:
+        if split.end == split.size and not bookmark.row:
+            notices.add(NO_RECORDS, split.source)
+        bookmark.uri, bookmark.reached = split.uri, split.end
 
 
-@dataclass(frozen=True)
-class _RowBlock:
-    """Whole rows: row i is ``data[bounds[i]:bounds[i + 1]]`` and has ``fields[i]`` fields.
-
-    ``problem`` says why the row behind the last one could not be kept.
-    """
-
-    data: bytes
-    bounds: npt.NDArray[np.int64]
-    fields: npt.NDArray[np.int64]
-    problem: str | None = None
-
-
-def _row_blocks(stream: Any, first: bytes, delimiter: bytes, limit: int) -> Iterator[_RowBlock]:
-    data, skipping, quoted = first, False, _FIELD_START
+def _begin(stream: Any, split: Split, limit: int, bookmark: Bookmark) -> bytes:
+    """Go to the bookmark, or lay it behind the header if it is of no use; returns what was read beyond it already."""
+    goes_on = bookmark.uri == split.uri and bookmark.reached <= split.start
+    bookmark.uri = ""  # of use again once the split was read to its end
+    if goes_on:
+        stream.seek(bookmark.offset)
+        return b""
+    first = _first_line(stream)
+    data = first.removeprefix(_BOM)
+    offset, delimiter, at_end = len(first) - len(data), _delimiter(data, split.format), False
     while True:
-        chunk = stream.read(BLOCK_BYTES)
-        if skipping:
-            # The row goes on: nothing of it is kept but whether its end is inside quotes.
-            bounds, _, quoted = _scan(data, delimiter, quoted, not chunk, 1)
-            if len(bounds) < 2:
-                if not chunk:
-                    return
-                data = chunk
-                continue
-            data, skipping = data[bounds[1] :], False
-        bounds, fields, state = _scan(data, delimiter, _FIELD_START, not chunk, -1)
-        rest = data[bounds[-1] :]
-        if not chunk:
-            yield _RowBlock(data, bounds, fields, "a quoted field is never closed" if state == _QUOTED else None)
-            return
-        if len(rest) > limit + 2:
-            reason = str(over_limit(limit, "the row"))
-            if state == _QUOTED:
-                reason += "; a quoted field in it may not be closed"
-            yield _RowBlock(data, bounds, fields, reason)
-            data, skipping, quoted = chunk, True, state
-            continue
-        if len(fields):
-            yield _RowBlock(data, bounds, fields)
-        data = rest + chunk
+        bounds, _ = row_bounds(data, delimiter, at_end=at_end)
+        for start, end in pairwise(bounds.tolist()):
+            if data[start:end].strip():
+                bookmark.header, bookmark.delimiter = _names(data[start:end], delimiter), delimiter
+                bookmark.offset, bookmark.row, bookmark.state = offset + end, 0, ROW_START
+                return data[end:]
+        data, offset = data[bounds[-1] :], offset + int(bounds[-1])
+        if len(data) > max(limit, _HEAD_BYTES) + 2:
+            raise Unreadable(f"no header: {too_long(data, delimiter, limit)}")
+        if at_end:
+            raise Unreadable(f"no header: {NEVER_CLOSED}" if data else "empty: it has neither header nor rows")
+        more = stream.read(step(len(data)))
+        data, at_end = data + more, not more
 
 
-def _scan(data: bytes, delimiter: bytes, state: int, at_end: bool, limit: int) -> tuple[Any, Any, int]:
-    """Bounds and widths of the rows that are complete in ``data`` (``limit`` of them, -1: all), the last state."""
-    view = np.frombuffer(data, dtype=np.uint8)
-    count = np.count_nonzero(view == ord("\n")) + np.count_nonzero(view == ord("\r")) + 1
-    bounds, fields = np.zeros(count + 1, dtype=np.int64), np.zeros(count, dtype=np.int64)
-    rows, state = _rows_of(view, delimiter[0], state, at_end, limit, bounds, fields)
-    return bounds[: rows + 1], fields[:rows], state
-
-
-@kernel
-def _rows_of(data: Any, delimiter: Any, state: Any, at_end: Any, limit: Any, bounds: Any, fields: Any) -> Any:
-    """Ends of rows to ``bounds[1:]``, their widths to ``fields``; returns the number of rows and the last state."""
-    rows, width, begin = 0, 1, 0
-    size = data.shape[0]
-    for at in range(size):
-        byte = data[at]
-        if state == 2:
-            if byte == 34:
-                state = 3
-        elif byte == 34:
-            # A quote opens a field at its beginning, goes on with it behind another quote, is a letter elsewhere.
-            if state != 1:
-                state = 2
-        elif byte == delimiter:
-            width += 1
-            state = 0
-        elif byte == 10 or (byte == 13 and at + 1 < size and data[at + 1] != 10):
-            rows += 1
-            bounds[rows] = at + 1
-            fields[rows - 1] = width
-            width, state, begin = 1, 0, at + 1
-            if rows == limit:
-                return rows, state
-        elif byte != 13:
-            state = 1
-    if at_end and begin < size and state != 2:
-        rows += 1
-        bounds[rows] = size
-        fields[rows - 1] = width
-    return rows, state
+def _first_line(stream: Any) -> bytes:
+    """What a stream begins with, up to its first newline and beyond, or ``_HEAD_BYTES``."""
+    data: bytes = stream.read(step(0))
+    if not data:
+        raise Unreadable("empty")
+    while b"\n" not in data and len(data) < _HEAD_BYTES and (more := stream.read(step(len(data)))):
+        data += more
+    return data
 
 
 def _delimiter(first: bytes, kind: str) -> bytes:
@@ -144,76 +107,58 @@ def _delimiter(first: bytes, kind: str) -> bytes:
     return b";" if b";" in header and b"," not in header else b","
 
 
-def _header(rows: _RowBlock, delimiter: bytes) -> tuple[list[str], _RowBlock]:
-    """The names of the columns, in the first row that is not blank, and the rows behind it."""
-    for row in range(len(rows.fields)):
-        line = rows.data[rows.bounds[row] : rows.bounds[row + 1]]
-        if line.strip():
-            if b"\0" in line:
-                raise Unreadable("binary content (NUL in the header)")
-            try:
-                names = next(_python_rows(line, delimiter))
-            except csv.Error as error:
-                raise Unreadable(f"its header can't be read: {error}") from None
-            rest = _RowBlock(rows.data, rows.bounds[row + 1 :], rows.fields[row + 1 :], rows.problem)
-            return [name.strip() for name in names], rest
-    raise Unreadable(f"no header: {rows.problem}" if rows.problem else "empty: it has neither header nor rows")
-
-
-def _python_rows(data: bytes, delimiter: bytes) -> Iterator[list[str]]:
-    return csv.reader(io.StringIO(data.decode(), newline=""), delimiter=delimiter.decode())
+def _names(line: bytes, delimiter: bytes) -> tuple[str, ...]:
+    """The names of the columns that a header holds."""
+    if b"\0" in line:
+        raise Unreadable("binary content (NUL in the header)")
+    try:
+        names = next(csv.reader(io.StringIO(line.decode(), newline=""), delimiter=delimiter.decode()))
+    except csv.Error as error:
+        raise Unreadable(f"its header can't be read: {error}") from None
+    return tuple(name.strip() for name in names)
 
 
 class _Table:
-    """Turns the rows of one file into documents."""
+    """Turns rows of one file into documents."""
 
-    def __init__(
-        self, split: Split, options: LoadOptions, notices: Notices, delimiter: bytes, header: list[str]
-    ) -> None:
+    def __init__(self, split: Split, options: LoadOptions, notices: Notices, bookmark: Bookmark) -> None:
         self._split, self._options, self._notices = split, options, notices
-        self._delimiter = delimiter
+        self._delimiter, header = bookmark.delimiter, bookmark.header
         # The first column of a name counts; the others get names that nobody asks for.
         self._names = [n if n not in header[:i] else f"{n}\0{i}" for i, n in enumerate(header)]
         present = [n for n in self._names if "\0" not in n]
         self._text = text_names(split, options, present, present)
         self._wanted = [n for n in dict.fromkeys([*self._text, *named_columns(options)]) if n in present]
-        self._row = 0
 
-    def read(self, rows: _RowBlock) -> Iterator[pa.RecordBatch]:
-        starts, ends = rows.bounds[:-1], rows.bounds[1:]
-        content = _without_line_end(rows.data, starts, ends)
-        there = content > 0
-        starts, ends, fields, content = starts[there], ends[there], rows.fields[there], content[there]
-        numbers = np.arange(self._row, self._row + len(starts))
-        self._row += len(starts)
-        good = self._check(rows.data, starts, ends, fields, content)
+    def read(self, rows: RowBlock) -> Iterator[pa.RecordBatch]:
+        good = self._check(rows)
         if rows.problem is not None:
-            self._skip(self._row, rows.problem)
-            self._row += 1
+            self._skip(rows.first + len(good), rows.problem)
         if not good.any():
             return
-        data = _select(rows.data, starts, ends, good)
+        data = _select(rows, good)
         columns = self._parse(data, int(good.sum()))
         texts = [columns[name] for name in self._text]
         columns = {n: pc.if_else(pc.equal(c, ""), pa.scalar(None, pa.string()), c) for n, c in columns.items()}
         text = first_or_joined(self._options, self._text, texts)
-        ready = record_rows(self._split, self._options, columns, text, pa.array(numbers[good]))
+        ready = record_rows(self._split, self._options, columns, text, pa.array(rows.first + np.flatnonzero(good)))
         yield from finish(ready, self._options, self._notices, no_text(self._options))
 
-    def _check(self, data: bytes, starts: Any, ends: Any, fields: Any, content: Any) -> npt.NDArray[np.bool_]:
+    def _check(self, rows: RowBlock) -> npt.NDArray[np.bool_]:
         """Which rows can be read; the others are noticed."""
         width, limit = len(self._names), self._options.max_record_bytes
-        good: npt.NDArray[np.bool_] = (fields == width) & (content <= limit)
-        for at in np.flatnonzero(content > limit).tolist():
-            self._skip(self._row - len(starts) + at, str(over_limit(limit, "the row")))
-        for at in np.flatnonzero((fields != width) & (content <= limit)).tolist():
-            reason = f"{fields[at]} fields where the header has {width}; quote fields that hold the delimiter"
-            self._skip(self._row - len(starts) + at, reason)
-        if not _is_text(data):
+        fits = rows.sizes <= limit
+        good: npt.NDArray[np.bool_] = (rows.fields == width) & fits
+        for at in np.flatnonzero(~fits).tolist():
+            self._skip(rows.first + at, too_long(rows.row(at), self._delimiter, limit))
+        for at in np.flatnonzero((rows.fields != width) & fits).tolist():
+            reason = f"{rows.fields[at]} fields where the header has {width}; quote fields that hold the delimiter"
+            self._skip(rows.first + at, reason)
+        if not _is_text(rows.data):
             for at in np.flatnonzero(good).tolist():
-                reason_or_none = _row_problem(data[starts[at] : ends[at]])
+                reason_or_none = _row_problem(rows.row(at))
                 if reason_or_none is not None:
-                    self._skip(self._row - len(starts) + at, reason_or_none)
+                    self._skip(rows.first + at, reason_or_none)
                     good[at] = False
         return good
 
@@ -221,6 +166,8 @@ class _Table:
         self._notices.add(reason, self._split.source, record=row, doc_id=f"{self._split.source}#{row}")
 
     def _parse(self, data: bytes, rows: int) -> dict[str, pa.Array]:
+        if data.startswith(_BOM):
+            data = _BOM + data  # pyarrow takes off the first, but only a file begins with one
         try:
             table = pacsv.read_csv(
                 pa.BufferReader(data),
@@ -239,19 +186,10 @@ class _Table:
         return {name: table[name].combine_chunks() for name in self._wanted}
 
 
-def _without_line_end(data: bytes, starts: Any, ends: Any) -> npt.NDArray[np.int64]:
-    """Bytes of each row without the newline and carriage return that end it."""
-    view = np.frombuffer(data, dtype=np.uint8)
-    for byte in b"\n\r":
-        ends = ends - ((ends > starts) & (view[ends - 1] == byte))
-    length: npt.NDArray[np.int64] = ends - starts
-    return length
-
-
-def _select(data: bytes, starts: Any, ends: Any, good: npt.NDArray[np.bool_]) -> bytes:
+def _select(rows: RowBlock, good: npt.NDArray[np.bool_]) -> bytes:
     if good.all():
-        return data[starts[0] : ends[-1]]
-    return b"".join(data[s:e] for s, e in zip(starts[good].tolist(), ends[good].tolist(), strict=True))
+        return rows.data[rows.starts[0] : rows.ends[-1]]
+    return b"".join(rows.row(at) for at in np.flatnonzero(good).tolist())
 
 
 def _is_text(data: bytes) -> bool:

@@ -21,7 +21,7 @@ import pyarrow.json as pj
 from aaflow.operators.readers.documents import finish
 from aaflow.operators.readers.lines import Block, Overlong, line_blocks
 from aaflow.operators.readers.notices import Notices, Unreadable, invalid_text, over_limit, shorten
-from aaflow.operators.readers.options import TEXT_COLUMNS, LoadOptions, Split
+from aaflow.operators.readers.options import TEXT_COLUMNS, Bookmark, LoadOptions, Split
 from aaflow.operators.readers.records import first_or_joined, named_columns, no_text, record_rows
 from aaflow.operators.readers.sources import open_utf8, read_whole
 from aaflow.operators.readers.text import decode
@@ -30,14 +30,13 @@ from aaflow.schema import metadata_type
 _BOM = b"\xef\xbb\xbf"
 
 
-def read_jsonl(split: Split, options: LoadOptions, notices: Notices) -> Iterator[pa.RecordBatch]:
+def read_jsonl(split: Split, options: LoadOptions, notices: Notices, _: Bookmark) -> Iterator[pa.RecordBatch]:
     """Batches of the records whose lines begin in the split's byte range; the key is a line's byte offset.
 
     Raises:
         OSError: and what decompression and decoding raise.
     """
-    whole = split.start == 0 and split.end in (-1, split.size)
-    end = None if whole else split.end
+    end = None if split.whole else split.end
     reader = _BlockReader(split, options, notices)
     with open_utf8(split, options) as stream:
         for block in line_blocks(stream, split.start, end, options.max_record_bytes):
@@ -47,7 +46,7 @@ def read_jsonl(split: Split, options: LoadOptions, notices: Notices) -> Iterator
                 yield from reader.read(block)
 
 
-def read_json(split: Split, options: LoadOptions, notices: Notices) -> Iterator[pa.RecordBatch]:
+def read_json(split: Split, options: LoadOptions, notices: Notices, _: Bookmark) -> Iterator[pa.RecordBatch]:
     """Batches of the elements of a JSON array, keyed by their number, or the one document that a JSON object is.
 
     Raises:

@@ -65,6 +65,10 @@ class Notices:
 UNREADABLE = "unreadable:"
 
 
+#: The reason for a file of records that can be read and holds none.
+NO_RECORDS = "empty: it has no records"
+
+
 class Unreadable(Exception):
     """Ends the reading of a file; its text is the reason of the notice."""
 

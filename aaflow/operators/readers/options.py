@@ -37,6 +37,9 @@ FORMATS = tuple(dict.fromkeys(EXTENSIONS.values()))
 #: Formats whose rows are documents of their own.
 RECORD_FORMATS = frozenset({"json", "jsonl", "csv", "tsv", "parquet"})
 
+#: Those whose files are cut at any byte where they are plain UTF-8.
+CUT_BY_BYTES = frozenset({"jsonl", "csv", "tsv"})
+
 #: File name endings of each compression.
 COMPRESSIONS = ("gz", "bz2", "xz", "zst")
 
@@ -137,6 +140,41 @@ class Split:
     records: bool
     partition: int
     tranche: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is all of its file."""
+        return self.start == 0 and self.end in (-1, self.size)
+
+
+#: State of a bookmark at the beginning of a row.
+ROW_START = 0
+
+
+@dataclass
+class Bookmark:
+    """How far a file was read whose records can be found from its beginning only (CSV, TSV).
+
+    Who reads splits one after the other keeps one for all of them. Where the splits of a file come by rising ``start``,
+    each goes on where the one before it ended; else the file is gone through from its beginning again.
+
+    Attributes:
+        uri: the file; empty at first.
+        reached: end of the last split that was read.
+        offset: byte of the file that was come to: the first row that begins at ``reached`` or behind it.
+        row: number of that row.
+        state: ``ROW_START``, or what ``offset`` is in where that row was not come to.
+        delimiter: one byte.
+        header: names of the columns.
+    """
+
+    uri: str = ""
+    reached: int = 0
+    offset: int = 0
+    row: int = 0
+    state: int = ROW_START
+    delimiter: bytes = b""
+    header: tuple[str, ...] = ()
 
 
 def splits(table: pa.Table) -> Iterator[Split]:

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from aaflow.operators.readers.documents import finish, strings
 from aaflow.operators.readers.notices import Notices, Unreadable
-from aaflow.operators.readers.options import MIB, LoadOptions, Split
+from aaflow.operators.readers.options import MIB, Bookmark, LoadOptions, Split
 from aaflow.operators.readers.records import first_or_joined, named_columns, no_text, record_rows, text_names
 from aaflow.operators.readers.sources import open_seekable
 
@@ -18,7 +18,7 @@ from aaflow.operators.readers.sources import open_seekable
 _READ_ROWS, _READ_BYTES = 1024, 32 * MIB
 
 
-def read_parquet(split: Split, options: LoadOptions, notices: Notices) -> Iterator[pa.RecordBatch]:
+def read_parquet(split: Split, options: LoadOptions, notices: Notices, _: Bookmark) -> Iterator[pa.RecordBatch]:
     """Batches of the rows in the split's range of rows; the key is a row's number.
 
     Raises:
@@ -41,8 +41,7 @@ def _read(file: pq.ParquetFile, split: Split, options: LoadOptions, notices: Not
     schema = file.schema_arrow
     names = text_names(split, options, schema.names, [f.name for f in schema if _is_text(f.type)])
     wanted = [n for n in dict.fromkeys([*names, *named_columns(options)]) if n in schema.names]
-    whole = split.start == 0 and split.end in (-1, split.size)
-    groups, row = row_groups(file.metadata, split.start, -1 if whole else split.end)
+    groups, row = row_groups(file.metadata, split.start, -1 if split.whole else split.end)
     step = _rows_at_once(file.metadata, groups, wanted)
     for batch in file.iter_batches(batch_size=step, row_groups=groups, columns=wanted, use_threads=False):
         columns = {name: batch.column(name) for name in wanted}
