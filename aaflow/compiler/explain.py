@@ -26,7 +26,7 @@ def explain(plan: Plan, slots: Mapping[str, Sequence[Slot]]) -> Group:
     crowded = shares_cores([slot for group in slots.values() for slot in group])
     parts: list[Text | Table] = [_headline(plan)]
     for stage in plan.stages:
-        parts.append(_operator_table(stage))
+        parts += [_stage_line(stage), _operator_table(stage)]
         if stage.name in slots:
             parts.append(_slot_table(stage, slots[stage.name], crowded=crowded))
     return Group(*parts, _edge_table(plan, slots))
@@ -45,14 +45,16 @@ def _headline(plan: Plan) -> Text:
     return Text("\n".join(lines))
 
 
-def _operator_table(stage: Stage) -> Table:
+def _stage_line(stage: Stage) -> Text:
+    """What would be the title of its table, which is narrower."""
     reads = f", reads {stage.upstream}" if stage.upstream else ""
     where = f", environment {stage.environment}" if stage.environment else ""
-    title = (
-        f"Stage {stage.name}: {stage.ranks} rank(s), slots for {stage.domain}, collectives {stage.communicator}"
-        f"{where}{reads}"
-    )
-    table = Table("operator", "pattern", "domain", "workers", "batch rows", title=title, title_justify="left")
+    slots = f"{stage.ranks} rank(s), slots for {stage.domain}"
+    return Text(f"Stage {stage.name}: {slots}, collectives {stage.communicator}{where}{reads}", style="table.title")
+
+
+def _operator_table(stage: Stage) -> Table:
+    table = Table("operator", "pattern", "domain", "workers", "batch rows")
     for operator in stage.operators:
         name = f"{operator.name} (after a shuffle)" if operator.shuffle else operator.name
         rows = "a unit" if operator.kind == "upsert" else str(operator.batch_rows or "as read")

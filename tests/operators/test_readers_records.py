@@ -293,13 +293,23 @@ def test_a_json_array_is_records_and_an_object_one_document(tmp_path: Path) -> N
         ('{"text":"a"}\n{"text":"b"}\n', "--format jsonl"),
         ("7", "its top is a number"),
         ('{"n":1}', "no text in this record"),
-        ('["' + "x" * 500 + '"]', "it is read in pieces"),
+        ('["' + "x" * 3500 + '"]', "longer than 8 times max_record_bytes (400); as JSON lines"),
+        ('{"text":"' + "x" * 500 + '"}', "its text is longer than max_record_bytes (400)"),
         (b'{"text":"\xff"}', "not valid UTF-8 at byte 9"),
     ],
 )
 def test_a_json_file_that_holds_no_document_is_skipped(tmp_path: Path, data: str | bytes, expected: str) -> None:
     path = write(tmp_path, "a.json", data)
     assert expected in reasons(path, max_record_bytes=400)["a.json"]
+
+
+def test_an_array_may_be_longer_than_one_of_its_records(tmp_path: Path) -> None:
+    array = [{"text": f"record {number}"} for number in range(40)] + [{"text": "y" * 401}]
+    path = write(tmp_path, "a.json", json.dumps(array))
+    assert path.stat().st_size > 2 * 400
+    rows, [notice] = load(path, max_record_bytes=400)
+    assert [row["text"] for row in rows] == [f"record {number}" for number in range(40)]
+    assert (notice["record"], "its text is longer" in notice["reason"]) == (40, True)
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ from aaflow.operators.readers.text import decode
 from aaflow.schema import metadata_type
 
 _BOM = b"\xef\xbb\xbf"
+#: A file that is an array is held whole: it may be as large as so many of the longest records.
+_ARRAY_RECORDS = 8
 
 
 def read_jsonl(split: Split, options: LoadOptions, notices: Notices, _: Bookmark) -> Iterator[pa.RecordBatch]:
@@ -54,10 +56,12 @@ def read_json(split: Split, options: LoadOptions, notices: Notices, _: Bookmark)
         OSError: and what decompression and decoding raise.
     """
     try:
-        data = read_whole(split, options.max_record_bytes)
+        data = read_whole(split, _ARRAY_RECORDS * options.max_record_bytes)
     except Unreadable as error:
-        hint = "; as JSON lines (.jsonl) it is read in pieces" if "max_record_bytes" in str(error) else ""
-        raise Unreadable(f"{error}{hint}") from None
+        if "max_record_bytes" not in str(error):
+            raise
+        longest = f"{_ARRAY_RECORDS} times max_record_bytes ({options.max_record_bytes})"
+        raise Unreadable(f"the file is longer than {longest}; as JSON lines (.jsonl) it is read in pieces") from None
     try:
         top = _parse(decode(data, options).encode())
     except ValueError as error:
