@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
-    MofNCompleteColumn,
     Progress,
     SpinnerColumn,
     TextColumn,
@@ -52,14 +51,14 @@ def watch_progress(
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
     )
     began = time.monotonic()
     with Progress(*columns, console=console, transient=True) as bars:
         tasks = {
-            stage.name: bars.add_task(f"{stage.name} waiting", total=None, rate="", visible=False)
+            stage.name: bars.add_task(f"{stage.name} waiting", total=None, count="", rate="", visible=False)
             for stage in plan.stages
         }
 
@@ -70,11 +69,12 @@ def watch_progress(
             driver = records.read(records.driver_path(str(folder.path)))
             seconds = time.time() - driver["began"] if driver is not None else time.monotonic() - began
             for stage in plan.stages:
-                now = stage_progress(folder, stage)
+                now = stage_progress(folder, plan, stage)
                 shown = "running" if now.begun else pilot or "waiting for its task group"
                 bars.update(
                     tasks[stage.name], completed=now.rows, total=now.total, rate=rows_per_second(now.rows, seconds),
-                    visible=True, description=f"{stage.name} {shown}",
+                    count=rows_of(now.rows, now.total, estimated=now.estimated), visible=True,
+                    description=f"{stage.name} {shown}",
                 )  # fmt: skip
 
         yield look
@@ -123,6 +123,13 @@ def _pilot(folder: RunFolder) -> str:
     """What a run's groups wait for or run on: its driver says so; where the driver is in a job, the batch system."""
     said = str((folder.read_json("status.json") or {}).get("pilot", ""))
     return said or (runs.look(folder.path).words if (folder.path / "order.json").exists() else "")
+
+
+def rows_of(rows: int, total: int | None, *, estimated: bool) -> str:
+    """A count for a person: of how many, ``~`` before what is estimated."""
+    if total is None:
+        return f"{rows}/?"
+    return f"{rows}/{'~' if estimated else ''}{max(rows, total)}"
 
 
 def rows_per_second(rows: int, seconds: float | None) -> str:

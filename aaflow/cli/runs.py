@@ -15,7 +15,7 @@ from aaflow import detach as detached
 from aaflow import errors
 from aaflow.cli.options import JsonOption, RunFolderOption, SiteOption
 from aaflow.cli.output import exit_code, print_json, print_plain
-from aaflow.cli.progress import rows_per_second, watch_progress
+from aaflow.cli.progress import rows_of, rows_per_second, watch_progress
 from aaflow.compiler.plan import Plan
 from aaflow.driver import Progress
 from aaflow.runtime import records, runs
@@ -160,9 +160,10 @@ def _described(state: RunState) -> dict[str, Any]:
         return entry
     plan, folder = Plan.load(state.folder), RunFolder(state.folder)
     for stage in plan.stages:
-        now = stage_progress(folder, stage)
+        now = stage_progress(folder, plan, stage)
         rate = round(now.rows / state.seconds, 1) if state.seconds else None
-        entry["stages"].append({"stage": stage.name, "rows": now.rows, "total": now.total, "rows_per_second": rate})
+        told = {"rows": now.rows, "total": now.total, "estimated": now.estimated, "rows_per_second": rate}
+        entry["stages"].append({"stage": stage.name, **told})
     if plan.index is not None:
         entry["units"] = {"committed": committed_units(plan), "expected": len(expected_units(plan))}
     return entry
@@ -181,9 +182,9 @@ def _progress_words(entry: dict[str, Any]) -> str:
     words = [f"{units['committed']}/{units['expected']} units"] if (units := entry["units"]) else []
     for stage in entry["stages"]:
         if stage["rows"]:
-            total = f"/{stage['total']}" if stage["total"] is not None else ""
+            count = rows_of(stage["rows"], stage["total"], estimated=stage["estimated"])
             name = f"{stage['stage']}: " if len(entry["stages"]) > 1 else ""
-            words.append(f"{name}{stage['rows']}{total} rows, {rows_per_second(stage['rows'], entry['seconds'])}")
+            words.append(f"{name}{count} rows, {rows_per_second(stage['rows'], entry['seconds'])}")
     return "; ".join(words)
 
 

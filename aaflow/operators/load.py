@@ -8,6 +8,7 @@ from itertools import groupby
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aaflow.operators.listing import split_sizes
 from aaflow.operators.operator import Item
 from aaflow.operators.readers import Bookmark, LoadOptions, Notices, Split, read_documents, read_records, splits
 from aaflow.operators.readers.documents import BATCH_BYTES, BATCH_ROWS
@@ -22,6 +23,10 @@ class Load:
     Args:
         options: how to read.
         pieces: rows of :data:`aaflow.schema.LISTING`, in any order.
+
+    Attributes:
+        bytes: of all pieces, as they are stored.
+        read: of those that are done.
     """
 
     def __init__(self, options: LoadOptions, pieces: pa.Table) -> None:
@@ -30,6 +35,8 @@ class Load:
         keyed = pieces.append_column("_records", whole_first)
         order = [(name, "ascending") for name in ("tranche", "_records", "partition", "source", "start")]
         self._pieces = keyed.sort_by(order).drop(["_records"])
+        self._sizes = split_sizes(self._pieces)
+        self.bytes, self.read = int(self._sizes.sum()), 0
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """The documents, by tranche; what comes in is not looked at.
@@ -38,12 +45,17 @@ class Load:
         records, whose batches mix partitions (-1). The ``last`` of partition -1 ends the tranche.
         """
         bookmark = Bookmark()
-        for tranche, pieces in groupby(splits(self._pieces), lambda split: split.tranche):
+        for tranche, pieces in groupby(self._counted(), lambda split: split.tranche):
             for partition, unit in groupby(pieces, lambda split: split.partition):
                 yield from self._unit(tranche, partition, unit, bookmark)
                 if partition >= 0:
                     yield Item(tranche, partition, last=True)
             yield Item(tranche, -1, last=True)
+
+    def _counted(self) -> Iterator[Split]:
+        for split, size in zip(splits(self._pieces), self._sizes.tolist(), strict=True):
+            yield split
+            self.read += size
 
     def _unit(self, tranche: int, partition: int, unit: Iterable[Split], bookmark: Bookmark) -> Iterator[Item]:
         notices = Notices(self._options.partitions)

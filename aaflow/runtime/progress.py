@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aaflow.compiler.plan import Plan, Stage
 from aaflow.errors import InputError, RunError
@@ -18,25 +19,47 @@ class StageProgress:
     Attributes:
         begun: whether a rank has told anything.
         rows: that its slowest operator gave.
-        total: that this one will have given; None while that is unknown.
+        total: that this one will have given; None while nobody can say.
+        estimated: whether ``total`` is what the bytes that ``load`` has read so far let expect.
     """
 
     begun: bool
     rows: int
     total: int | None
+    estimated: bool = False
 
 
-def stage_progress(folder: RunFolder, stage: Stage) -> StageProgress:
+def stage_progress(folder: RunFolder, plan: Plan, stage: Stage) -> StageProgress:
     """How far the ranks of a stage say that they are."""
-    noted = [folder.read_json(f"progress/{stage.name}.{rank}.json") for rank in range(stage.ranks)]
-    ranks = [note for note in noted if note is not None]
-    names = [operator.name for operator in stage.operators]
-    watched = next((op.name for op in stage.operators if op.kind == "embed"), names[-1])
-    before = names[max(0, names.index(watched) - 1)]
-    done = sum(note["rows"].get(watched, 0) for note in ranks)
-    known = len(ranks) == stage.ranks and all(before in note["ended"] for note in ranks)
-    total = sum(note["rows"].get(before, 0) for note in ranks) if known else None
-    return StageProgress(bool(ranks), done, total)
+    own = _notes(folder, stage)
+    watched = next((op.name for op in stage.operators if op.kind == "embed"), stage.operators[-1].name)
+    done = sum(note["rows"].get(watched, 0) for note in own)
+    before = next((edge.source for edge in plan.edges if edge.target == watched), watched)
+    giver = plan.stage_of(before)
+    given = _notes(folder, giver)
+    rows = sum(note["rows"].get(before, 0) for note in given)
+    if len(given) == giver.ranks and all(before in note["ended"] for note in given):
+        return StageProgress(bool(own), done, rows)
+    share = _share_read(folder, plan)
+    if not (rows and share):
+        return StageProgress(bool(own), done, None)
+    return StageProgress(bool(own), done, round(rows / share), estimated=True)
+
+
+def _notes(folder: RunFolder, stage: Stage) -> list[Any]:
+    """What the ranks of a stage have noted, of those that have."""
+    noted = (folder.read_json(f"progress/{stage.name}.{rank}.json") for rank in range(stage.ranks))
+    return [note for note in noted if note is not None]
+
+
+def _share_read(folder: RunFolder, plan: Plan) -> float:
+    """Which part of the bytes of the input has been read; 0 while a rank that reads has told nothing."""
+    if plan.listing is None:
+        return 0.0
+    stage = plan.stage_of(plan.listing.operator)
+    notes = _notes(folder, stage)
+    whole = sum(note["read"][1] for note in notes)
+    return sum(note["read"][0] for note in notes) / whole if whole and len(notes) == stage.ranks else 0.0
 
 
 def expected_units(plan: Plan) -> set[tuple[int, int]]:

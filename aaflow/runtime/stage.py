@@ -23,6 +23,7 @@ from aaflow.runtime.runfolder import RunFolder
 
 if TYPE_CHECKING:
     from aaflow.dataplane.communicator import Communicator
+    from aaflow.operators.load import Load
     from aaflow.runtime.trace import OperatorTrace
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.slot import Slot
@@ -104,6 +105,7 @@ def _check_size(comm: Communicator, placement: Placement, stage: str) -> None:
 
 def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Communicator) -> None:
     from aaflow.compiler.edges import QUEUE_BOUND
+    from aaflow.operators.load import Load
     from aaflow.runtime.chain import RankContext, chain_of
     from aaflow.runtime.engine import run_chain
     from aaflow.runtime.trace import OperatorTrace, write_trace
@@ -124,7 +126,8 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
         wiring.connect()
         ready, cpu = time.time(), time.process_time()
         items = run_chain(traced, wiring.inlet, QUEUE_BOUND, wiring.cancel)
-        with _Progress(folder, f"{stage_name}.{comm.rank}", traces), contextlib.closing(items):
+        load = next((function for _, function in functions if isinstance(function, Load)), None)
+        with _Progress(folder, f"{stage_name}.{comm.rank}", traces, load), contextlib.closing(items):
             wiring.drain(items)
     write_trace(folder.trace / f"{stage_name}.{comm.rank}.arrow", traces, stage_name, comm.rank)
     summary = {
@@ -140,9 +143,10 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
 
 
 class _Progress:
-    """Notes how many rows every operator gave, while a rank works and once when it is done."""
+    """Notes how many rows every operator gave, while a rank works and once when it is done; and what ``load`` read."""
 
-    def __init__(self, folder: RunFolder, name: str, traces: Sequence[OperatorTrace]) -> None:
+    def __init__(self, folder: RunFolder, name: str, traces: Sequence[OperatorTrace], load: Load | None) -> None:
+        self._load = load
         self._folder = folder
         self._name = f"progress/{name}.json"
         self._traces = traces
@@ -165,7 +169,8 @@ class _Progress:
     def _note(self, *, done: bool) -> None:
         rows = {trace.operator: trace.rows for trace in self._traces}
         ended = [trace.operator for trace in self._traces if trace.ended]
-        self._folder.write_json(self._name, {"rows": rows, "ended": ended, "done": done})
+        read = [self._load.read, self._load.bytes] if self._load is not None else None
+        self._folder.write_json(self._name, {"rows": rows, "ended": ended, "read": read, "done": done})
 
 
 def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> None:

@@ -36,8 +36,9 @@ def drawn(plan: aaflow.Plan, folder: Path, notes: list[dict[str, Any] | None]) -
     return out.getvalue()
 
 
-def note(transformed: int, embedded: int, ended: list[str]) -> dict[str, Any]:
-    return {"rows": {"transform": transformed, "embed": embedded}, "ended": ended, "done": False}
+def note(transformed: int, embedded: int, ended: list[str], read: int = 0) -> dict[str, Any]:
+    rows = {"transform": transformed, "embed": embedded}
+    return {"rows": rows, "ended": ended, "read": [read, 1000], "done": False}
 
 
 def test_nobody_watches_json(plan: aaflow.Plan) -> None:
@@ -55,6 +56,15 @@ def test_the_total_is_shown_once_every_rank_knows_it(
     assert " 45/100" in both
     assert "rows/s" in both
     assert "running" in both
+
+
+def test_until_then_it_is_estimated_from_the_bytes_that_were_read(
+    plan: aaflow.Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aaflow.cli.progress.PATIENCE", -1.0)
+    assert "40/?" in drawn(plan, tmp_path, [note(90, 40, [], 300), None])
+    assert "45/~400" in drawn(plan, tmp_path, [note(90, 40, [], 300), note(10, 5, [], 200)])
+    assert "45/100" in drawn(plan, tmp_path, [note(90, 40, ["transform"], 300), note(10, 5, ["transform"], 200)])
 
 
 def test_what_is_quick_shows_no_bar(plan: aaflow.Plan, tmp_path: Path) -> None:

@@ -101,3 +101,15 @@ def test_closing_the_stream_early_reads_no_further(corpus: Path) -> None:
     assert first.rows is not None
     stream.close()
     assert list(stream) == []
+
+
+def test_it_tells_how_many_bytes_of_its_input_are_done(tmp_path: Path) -> None:
+    for number in range(10):
+        (tmp_path / f"{number}.txt").write_text("x" * 100 * (number + 1))
+    options = LoadOptions(partitions=4)
+    load = Load(options, list_inputs([str(tmp_path)], options).table)
+    assert (load.read, load.bytes) == (0, 5500)
+    seen = [load.read for _ in load(iter(()))]
+    assert seen == sorted(seen)
+    assert 0 < seen[1] < 5500
+    assert load.read == 5500

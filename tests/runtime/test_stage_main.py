@@ -47,6 +47,12 @@ def run_folder(tmp_path: Path) -> Callable[[int], RunFolder]:
     return make
 
 
+def placed_bytes(folder: RunFolder) -> int:
+    listing = Placement.load(folder.path).plan.listing
+    assert listing is not None
+    return listing.bytes
+
+
 def start(folder: RunFolder) -> subprocess.CompletedProcess[str]:
     words = ["-m", "aaflow.runtime.stage", str(folder.path / "placement.json"), "load+transform"]
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=False, timeout=60)
@@ -63,6 +69,7 @@ def test_a_rank_alone_does_its_stage_and_says_what_it_did(run_folder: Callable[[
     assert folder.read_json("progress/load+transform.0.json") == {
         "rows": {"load": 2, "transform": 2},
         "ended": ["load", "transform"],
+        "read": [placed_bytes(folder)] * 2,
         "done": True,
     }
     assert (folder.output / "load+transform.0.arrow").is_file()
