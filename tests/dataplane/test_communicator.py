@@ -39,8 +39,9 @@ def run(ranks: int, program: str, *arguments: str) -> None:
 
 
 @pytest.mark.serial
-def test_a_column_of_more_than_2_gib_comes_to_one_rank_in_rounds() -> None:
-    run(2, "large_program.py", str(256 << 20))
+@pytest.mark.parametrize("operation", ["shuffle", "broadcast", "gather", "all_gather", "reduce_topk"])
+def test_a_column_of_more_than_2_gib_goes_in_rounds(operation: str) -> None:
+    run(2, "large_program.py", operation, str(256 << 20))
 
 
 def test_memory_of_a_node_is_used_again_and_nodes_exchange_one_message_a_pair() -> None:
