@@ -45,7 +45,7 @@ class MpiCommunicator:
             if _is_pypi_mpich_under_pmi2():
                 _avoid_its_traps()
             from mpi4py import MPI
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # there is no mpi4py, or no library that it can load
             raise DependencyError(f"communicator 'mpi' needs mpi4py and an MPI library: {error}") from error
         # What follows waits spinning for ranks that start late.
         wait(MPI.COMM_WORLD.Ibarrier())

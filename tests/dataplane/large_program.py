@@ -21,7 +21,9 @@ def chunk(mark: str) -> pa.Array:
 
 
 def table_of(marks: str) -> pa.Table:
-    return pa.table({"text": pa.chunked_array(list(map(chunk, marks)), pa.binary()), "row": np.arange(ROWS * len(marks))})
+    return pa.table(
+        {"text": pa.chunked_array(list(map(chunk, marks)), pa.binary()), "row": np.arange(ROWS * len(marks))}
+    )
 
 
 def check(got: pa.Table, marks: str) -> None:
