@@ -36,6 +36,11 @@ def two_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> aaflow.Site:
     return replace(load_site("local"), nodes=2)
 
 
+def result_of(result: aaflow.RunResult, stage: str, rank: int) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((result.folder / "results" / f"{stage}.{rank}.json").read_text())
+    return told
+
+
 @pytest.mark.parametrize("encrypted", [True, False])
 def test_ranks_of_different_nodes_stream_over_sockets(workspace: Any, two_nodes: aaflow.Site, encrypted: bool) -> None:
     reference = workspace.ingest(index="reference", ranks=1)
@@ -47,6 +52,15 @@ def test_ranks_of_different_nodes_stream_over_sockets(workspace: Any, two_nodes:
     result = aaflow.run(placement, TwoNames(), run_folder=workspace.folder / "runs")
     assert workspace.info("index").digest == workspace.info("reference").digest
     assert result.notices.num_rows == reference.notices.num_rows
+    seen = set()
+    for stage, slots in placement.slots.items():
+        for rank, slot in enumerate(slots):
+            for channel in result_of(result, stage, rank)["channels"]:
+                peer = placement.slots[channel.get("to") or channel["from"]][channel["rank"]]
+                assert channel["form"] == ("shared-memory" if peer.node == slot.node else "socket")
+                assert channel["encrypted"] == encrypted
+                seen.add(channel["form"])
+    assert seen == {"shared-memory", "socket"}
     told = replace(plan, slots=placement.slots).explain()
     assert "shared memory, socket" in told
     assert ("without encryption" in told) == (not encrypted)
