@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from aaflow.dataplane.basic import basic_array
 from aaflow.kernel import inlined, kernel, load64, validity, view
 
 
@@ -64,7 +65,7 @@ def hash_rows(columns: Sequence[pa.ChunkedArray | pa.Array]) -> npt.NDArray[np.u
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
         start = 0
         for chunk in chunks:
-            _hash(chunk, hashes[start : start + len(chunk)])
+            _hash(basic_array(chunk), hashes[start : start + len(chunk)])
             start += len(chunk)
     return hashes
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from aaflow.dataplane.agreement import agree, wait
+from aaflow.dataplane.basic import basic_schema, basic_table, original_table
 from aaflow.dataplane.destinations import destinations
 from aaflow.dataplane.sections import Rows, Section, read_section
 from aaflow.dataplane.topk import top_rows
@@ -44,7 +45,7 @@ class MpiCommunicator:
             if _is_pypi_mpich_under_pmi2():
                 _avoid_its_traps()
             from mpi4py import MPI
-        except ImportError as error:
+        except (ImportError, RuntimeError) as error:  # there is no mpi4py, or no library that it can load
             raise DependencyError(f"communicator 'mpi' needs mpi4py and an MPI library: {error}") from error
         # What follows waits spinning for ranks that start late.
         wait(MPI.COMM_WORLD.Ibarrier())
@@ -57,14 +58,15 @@ class MpiCommunicator:
         """See :class:`Communicator`."""
 
         def prepare() -> list[Callable[[], Outgoing]]:
-            targets = destinations(table, by, self.size)
+            rows = basic_table(table)
+            targets = destinations(rows, by, self.size)
             return [
-                partial(Rows, table.slice(start, count), targets[start : start + count], self.size)
-                for start, count in self._cuts(table)
+                partial(Rows, rows.slice(start, count), targets[start : start + count], self.size)
+                for start, count in self._cuts(rows)
             ]
 
         if self.size == 1:
-            agree(self._comm, "shuffle", table.schema, prepare)
+            agree(self._comm, "shuffle", table.schema, lambda: destinations(table, by, 1))
             return table
         received = self._transport.exchange("shuffle", table.schema, prepare)
         return _table([section for sections in received for section in sections], table.schema)
@@ -108,12 +110,14 @@ class MpiCommunicator:
         """Send a whole table to some ranks; what came from each rank, and the own table where it is one of them."""
         others = [rank for rank in to if rank != self.rank]
 
-        def whole(start: int, count: int) -> Outgoing:
-            return Copies(Rows(table.slice(start, count), np.zeros(count, np.int32), 1), others, self.size)
+        def whole(rows: pa.Table) -> Outgoing:
+            return Copies(Rows(rows, np.zeros(rows.num_rows, np.int32), 1), others, self.size)
 
-        received = self._transport.exchange(
-            operation, table.schema, lambda: [partial(whole, *cut) for cut in self._cuts(table)]
-        )
+        def prepare() -> list[Callable[[], Outgoing]]:
+            rows = basic_table(table)
+            return [partial(whole, rows.slice(*cut)) for cut in self._cuts(rows)]
+
+        received = self._transport.exchange(operation, table.schema, prepare)
         tables = [_table(sections, table.schema) for sections in received]
         if self.rank in to:
             tables[self.rank] = table
@@ -143,8 +147,11 @@ class MpiCommunicator:
 
 
 def _table(sections: Sequence[Section], schema: pa.Schema) -> pa.Table:
-    tables = [read_section(section, schema) for section in sections]
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+    """The rows of all sections, as a table of the types that were sent."""
+    if not sections:
+        return schema.empty_table()
+    basic = basic_schema(schema)
+    return original_table(pa.concat_tables([read_section(section, basic) for section in sections]), schema)
 
 
 def cut_rows(table: pa.Table, start: int, limit: int) -> Iterator[tuple[int, int]]:

@@ -177,7 +177,7 @@ class Rows:
     """Rows of a table, to be written into one section for each of ``count`` destinations.
 
     Args:
-        table: the rows; less than 2 GiB of any column whose offsets have 32 bits.
+        table: the rows, of basic types (see ``basic.py``); less than 2 GiB of any column whose offsets have 32 bits.
         targets: the destination of each, int32 [rows], in [0, count).
         count: of destinations.
 

@@ -9,8 +9,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from aaflow.dataplane.basic import basic_table, original_table
 from aaflow.dataplane.destinations import check_column
-from aaflow.dataplane.rows import take_rows
+from aaflow.dataplane.rows import take_column, take_rows
 
 
 def top_rows(table: pa.Table, k: int, order: Sequence[tuple[str, str]], group: str | None = None) -> pa.Table:
@@ -34,12 +35,13 @@ def top_rows(table: pa.Table, k: int, order: Sequence[tuple[str, str]], group: s
     for name, _ in keys:
         check_column(table, name)
     first = {name: direction for name, direction in reversed(keys)}
-    keyed = pa.table({name: _sortable(table[name]) for name in first})
+    basic = basic_table(table)
+    keyed = pa.table({name: _sortable(basic[name]) for name in first})
     # Sorting is stable.
     rows = pc.sort_indices(keyed, sort_keys=[(name, first[name]) for name in dict(keys)]).to_numpy()
     if group is not None:
-        rows = rows[_places(keyed[group].take(pa.array(rows))) < k]
-    return take_rows(table, rows[:k] if group is None else rows)
+        rows = rows[_places(take_column(keyed[group], rows)) < k]
+    return original_table(take_rows(basic, rows[:k] if group is None else rows), table.schema)
 
 
 def _places(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -130,13 +130,14 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
         with _Progress(folder, f"{stage_name}.{comm.rank}", traces, load), contextlib.closing(items):
             wiring.drain(items)
     write_trace(folder.trace / f"{stage_name}.{comm.rank}.arrow", traces, stage_name, comm.rank)
-    summary = {
+    summary: dict[str, Any] = {
         "began": began,
         "ready": ready,
         "ended": time.time(),
         "cpu": time.process_time() - cpu,  # since it was ready, all threads
         "setup": {trace.operator: trace.setup for trace in traces},
         "rows": {trace.operator: trace.rows for trace in traces},
+        "channels": wiring.channels(),
         "peak_mebibytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
     }
     folder.write_json(f"results/{stage_name}.{comm.rank}.json", summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -57,6 +58,10 @@ class Wiring:
         """
         if self._endpoint is not None:
             self._endpoint.connect(CONNECT_SECONDS)
+
+    def channels(self) -> list[dict[str, Any]]:
+        """The channels of this rank; see :meth:`aaflow.dataplane.edge.Endpoint.channels`."""
+        return self._endpoint.channels() if self._endpoint is not None else []
 
     def allocate(self, size: int) -> pa.Buffer:
         """Memory for a large column of the next items: that of the edge where they leave by one, else of this rank."""

@@ -7,18 +7,27 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from aaflow.compiler.plan import Plan
 from aaflow.errors import DependencyError
 from aaflow.scheduling.site import Site
 
-#: The package that each backend of collectives needs, and where a person gets it.
+#: What each backend of collectives needs, and where a person gets it.
 BACKENDS = {
     "serial": ("", ""),
-    "mpi": ("mpi4py", "pip install mpi4py"),
+    "mpi": ("mpi4py and an MPI library", "pip install 'aaflow[mpich]', or load the site's MPI and pip install mpi4py"),
     "cylon": ("pycylon", "use the site's build of Cylon, or name an interpreter with one: [environments.cylon]"),
 }
+# What a rank imports for each backend (aaflow/dataplane/mpi.py and cylon.py). It is imported by an interpreter of its
+# own, since it changes the process (the library is loaded), and without MPI being started, which needs a job.
+_IMPORTS = {
+    "serial": "",
+    "mpi": "from mpi4py import MPI",
+    "cylon": "from mpi4py import MPI\nimport pycylon.data.table, pycylon.frame, pycylon.net",
+}
+_NO_START = "\nimport mpi4py\nmpi4py.rc.initialize = mpi4py.rc.finalize = False\n"
 #: Seconds that an interpreter may take to import what a rank needs; a cold file system is slow.
 IMPORT_SECONDS = 120
 
@@ -47,42 +56,58 @@ def require_backends(plan: Plan, site: Site) -> None:
     Raises:
         DependencyError: they can't; names the stage, the interpreter and the reason.
     """
+    library = not job_loads_modules(site)
     for stage in plan.stages:
-        problem = None
         if stage.environment is not None:
-            problem = environment_problem(site.environments[stage.environment].python, stage.communicator)
-        elif stage.communicator == "cylon":
-            problem = backend_problem("cylon")
+            python = site.environments[stage.environment].python
+            problem = environment_problem(python, stage.communicator, library=library)
+        else:
+            problem = backend_problem(stage.communicator, library=library)
         if problem is not None:
             where = f"environments.{stage.environment}" if stage.environment else "communicator"
             raise DependencyError(f"stage {stage.name!r} can't run on site {site.name!r} ({where}): {problem}")
 
 
-@functools.cache
-def environment_problem(python: str, backend: str) -> str | None:
-    """Why an interpreter can't run ranks with this backend; None where it can."""
+def job_loads_modules(site: Site) -> bool:
+    """Whether the MPI library may be one that only the batch job loads."""
+    return bool(site.provider.get("worker_init"))
+
+
+def environment_problem(python: str, backend: str, *, library: bool = True) -> str | None:
+    """Why an interpreter can't run ranks with this backend; None where it can.
+
+    Args:
+        python: its path.
+        backend: of the ranks' collectives.
+        library: whether the MPI library has to be here, too.
+    """
     if not os.access(python, os.X_OK):
         return f"there is no interpreter {python}"
-    with tempfile.TemporaryDirectory(prefix="aaflow-") as folder:
-        return _failure(python, _RANK + _import_of(backend), link_aaflow(Path(folder)))
+    return _failure(python, _RANK + _import_of(backend, library), alone=True)
+
+
+def backend_problem(backend: str, *, library: bool = True) -> str | None:
+    """Why ranks of this program's own interpreter can't use a backend; see :func:`environment_problem`."""
+    code = _import_of(backend, library)
+    return _failure(sys.executable, code, alone=False) if code else None
+
+
+def _import_of(backend: str, library: bool) -> str:
+    if not _IMPORTS[backend]:
+        return ""
+    return _NO_START + (_IMPORTS[backend] if library or backend == "cylon" else "")
 
 
 @functools.cache
-def backend_problem(backend: str) -> str | None:
-    """Why ranks of this program's own interpreter can't use a backend; None where they can."""
-    return _failure(sys.executable, _import_of(backend))
+def _failure(python: str, code: str, *, alone: bool) -> str | None:
+    """Why an interpreter can't run this code; ``alone``: with this aaflow, and nothing else from here."""
+    if not alone:
+        return _outcome(python, code, dict(os.environ))
+    with tempfile.TemporaryDirectory(prefix="aaflow-") as folder:
+        return _outcome(python, code, {**os.environ, "PYTHONPATH": str(link_aaflow(Path(folder)))})
 
 
-def _import_of(backend: str) -> str:
-    module, _ = BACKENDS[backend]
-    # "import pycylon" imports mpi4py.MPI, which would start MPI: not wanted outside of a job.
-    return f"\nimport mpi4py\nmpi4py.rc.initialize = mpi4py.rc.finalize = False\nimport {module}\n" if module else ""
-
-
-def _failure(python: str, code: str, folder: Path | None = None) -> str | None:
-    environment = {name: value for name, value in os.environ.items() if folder is None or name != "PYTHONPATH"}
-    if folder is not None:
-        environment["PYTHONPATH"] = str(folder)
+def _outcome(python: str, code: str, environment: Mapping[str, str]) -> str | None:
     try:
         done = subprocess.run(
             [python, "-c", code], env=environment, capture_output=True, text=True, errors="replace",
@@ -92,5 +117,11 @@ def _failure(python: str, code: str, folder: Path | None = None) -> str | None:
         return f"{python}: {error}"
     if not done.returncode:
         return None
-    last = (done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"])[-1]
-    return f"{python}: {last}"
+    return f"{python}: {_reason(done.stderr) or f'it ended with code {done.returncode}'}"
+
+
+def _reason(printed: str) -> str:
+    """What was wrong, of what an interpreter printed: its exception without the traceback, or else its last line."""
+    lines = printed.strip().splitlines()
+    traced = [at for at, line in enumerate(lines) if line.startswith("  ")]
+    return "; ".join(lines[traced[-1] + 1 :] if traced and lines[0].startswith("Traceback") else lines[-1:])

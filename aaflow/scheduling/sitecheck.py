@@ -14,7 +14,7 @@ from pathlib import Path
 
 from aaflow.errors import SiteError
 from aaflow.operators.operator import Domain
-from aaflow.scheduling.environment import BACKENDS, backend_problem, environment_problem
+from aaflow.scheduling.environment import BACKENDS, backend_problem, environment_problem, job_loads_modules
 from aaflow.scheduling.launch import find_launcher
 from aaflow.scheduling.machine import usable_cores, usable_memory
 from aaflow.scheduling.site import Site
@@ -126,21 +126,25 @@ def _output(*argv: str) -> str:
 
 
 def _communicator(site: Site) -> Iterator[Problem]:
-    module, remedy = BACKENDS[site.communicator]
-    if module and any(site.environment_of(domain.value) is None for domain in Domain):
+    needed, remedy = BACKENDS[site.communicator]
+    if needed and any(site.environment_of(domain.value) is None for domain in Domain):
         problem = backend_problem(site.communicator)
         if problem is not None:
-            yield Problem("communicator", f"{site.communicator!r} needs {module}: {problem}", remedy)
+            text = f"{site.communicator!r} needs {needed}: {problem}"
+            certain = not job_loads_modules(site) or backend_problem(site.communicator, library=False) is not None
+            yield Problem("communicator", text, remedy, certain)
 
 
 def _environments(site: Site) -> Iterator[Problem]:
     for name, environment in site.environments.items():
         if "$" in environment.python:
             continue  # reported already
-        problem = environment_problem(environment.python, environment.communicator)
+        python, backend = environment.python, environment.communicator
+        problem = environment_problem(python, backend)
         if problem is not None:
+            certain = not job_loads_modules(site) or environment_problem(python, backend, library=False) is not None
             remedy = "install what is missing there (docs/sites/README.md lists what an environment holds)"
-            yield Problem(f"environments.{name}", problem, remedy)
+            yield Problem(f"environments.{name}", problem, remedy, certain)
 
 
 def _pilot(site: Site) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 from collections import Counter
@@ -20,6 +21,7 @@ from aaflow.errors import DependencyError, EmbedderMismatch, PlacementError, Wor
 from aaflow.index import IndexSpec, Writer
 from aaflow.operators.embedders import describe_embedder
 from aaflow.operators.listing import split_sizes
+from aaflow.scheduling import environment
 from aaflow.scheduling.placement import place
 from aaflow.scheduling.site import Environment, Site
 from aaflow.workflow import Workflow
@@ -277,6 +279,23 @@ def test_what_ranks_cannot_import_is_refused_when_compiling(
         with pytest.raises(DependencyError, match=r"communicator\): .*No module named 'pycylon'"):
             aaflow.compile(ingestion(docs), site=site(communicator="cylon"), ranks=2)
         assert aaflow.compile(ingestion(docs), site=site(communicator="cylon"), ranks=1), "one rank talks to nobody"
+
+
+def test_compiling_needs_an_mpi_library_where_ranks_talk_to_each_other(
+    docs: Path, site: MakeSite, ingestion: Ingestion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/nonexistent/libmpi.so")
+    environment._failure.cache_clear()
+    try:
+        with pytest.raises(
+            DependencyError, match=r"stage 'load.*' can't run .*communicator\): .*cannot load MPI library"
+        ):
+            aaflow.compile(ingestion(docs), site=site(), ranks=2)
+        assert aaflow.compile(ingestion(docs), site=site(), ranks=1), "one rank talks to nobody"
+        in_the_job = dataclasses.replace(site(), provider={"worker_init": "module load mpi"})
+        assert aaflow.compile(ingestion(docs), site=in_the_job, ranks=2)
+    finally:
+        environment._failure.cache_clear()
 
 
 def test_planned_operators_know_their_schemas_and_batches(docs: Path, site: MakeSite, ingestion: Ingestion) -> None:

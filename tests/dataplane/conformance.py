@@ -314,6 +314,21 @@ def results_stay_as_they_are_when_more_is_sent(comm: Communicator) -> None:
 
 
 @case
+def nobody_passes_a_barrier_before_all_have_come(comm: Communicator) -> None:
+    for late in sorted({0, comm.size - 1}):
+        comm.barrier()
+        if comm.rank == late:
+            time.sleep(0.2)
+        came = time.monotonic()  # one clock for all processes of a machine
+        comm.barrier()
+        passed = time.monotonic()
+        with together(comm):
+            times = comm.all_gather(pa.table({"came": [came], "passed": [passed]}))
+            last = max(t["came"][0].as_py() for t in times)
+            assert all(t["passed"][0].as_py() >= last for t in times), f"a rank did not wait for rank {late}"
+
+
+@case
 def waiting_costs_no_core(comm: Communicator) -> None:
     comm.barrier()
     if comm.rank == 0:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 WORDS = ["", "a", "kiln", "ferry", "überall", "a text that is longer than any inlined view of one"]
 VECTOR = pa.list_(pa.field("item", pa.float32(), nullable=False), 5)
@@ -43,10 +44,28 @@ KINDS: dict[str, tuple[pa.DataType, Callable[[np.random.Generator], Any]]] = {
     "small_dictionary": (pa.dictionary(pa.int8(), pa.int64()), lambda draw: int(draw.integers(4))),
     "dictionaries": (pa.list_(pa.dictionary(pa.int8(), pa.string())), lambda draw: [WORDS[draw.integers(4)]] * 2),
 }
+# Types that not every pyarrow has.
+if hasattr(pa, "run_end_encoded"):
+    KINDS["runs"] = pa.run_end_encoded(pa.int16(), pa.string()), KINDS["text"][1]
+    KINDS["runs_of_numbers"] = pa.run_end_encoded(pa.int64(), pa.float64()), KINDS["float64"][1]
+if hasattr(pa, "string_view"):
+    KINDS["text_view"] = pa.string_view(), KINDS["text"][1]
+    KINDS["binary_view"] = pa.binary_view(), KINDS["binary"][1]
+    KINDS["struct_of_views"] = (
+        pa.struct([("title", pa.string_view()), ("year", pa.int16())]),
+        KINDS["struct"][1],
+    )
+    KINDS["list_of_views"] = pa.list_(pa.string_view()), KINDS["list"][1]
+if hasattr(pa, "list_view"):
+    KINDS["list_view"] = pa.list_view(pa.string()), KINDS["list"][1]
+    KINDS["large_list_view"] = pa.large_list_view(pa.int32()), KINDS["large_list"][1]
+#: What only a newer pyarrow has.
+NEWER = [name for name in KINDS if "view" in name or "runs" in name]
 #: What can be the key of a shuffle.
 KEYS = [name for name in KINDS if name not in ("map", "dictionaries")]
 #: What can be sorted.
 SORTABLE = ["int8", "int64", "float64", "date", "timestamp", "decimal", "text", "large_text", "binary", "dictionary"]
+SORTABLE += [name for name in ("runs", "text_view", "binary_view") if name in KINDS]
 
 
 def make_table(kinds: Sequence[str], rows: int, seed: int) -> pa.Table:
@@ -65,7 +84,13 @@ def make_column(kind: str, rows: int, draw: np.random.Generator) -> pa.ChunkedAr
         ahead, behind = (int(n) for n in draw.integers(0, 12, 2)) if draw.random() < 0.5 else (0, 0)
         count = ahead + end - start + behind
         values = [None if draw.random() < nulls else value(draw) for _ in range(count)]
-        chunks.append(pa.array(values, type_).slice(ahead, end - start))
+        chunks.append(_array_of(values, type_).slice(ahead, end - start))
     if rows == 0 and draw.random() < 0.5:
         chunks = []
     return pa.chunked_array(chunks, type_)
+
+
+def _array_of(values: list[Any], kind: pa.DataType) -> pa.Array:
+    if "run_end_encoded" in str(kind):
+        return pc.run_end_encode(pa.array(values, kind.value_type), run_end_type=kind.run_end_type)
+    return pa.array(values, kind)

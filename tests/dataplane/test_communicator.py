@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -39,12 +40,20 @@ def run(ranks: int, program: str, *arguments: str) -> None:
 
 
 @pytest.mark.serial
-def test_a_column_of_more_than_2_gib_comes_to_one_rank_in_rounds() -> None:
-    run(2, "large_program.py", str(256 << 20))
+@pytest.mark.parametrize("operation", ["shuffle", "broadcast", "gather", "all_gather", "reduce_topk"])
+def test_a_column_of_more_than_2_gib_goes_in_rounds(operation: str) -> None:
+    run(2, "large_program.py", operation, str(256 << 20))
 
 
 def test_memory_of_a_node_is_used_again_and_nodes_exchange_one_message_a_pair() -> None:
     run(4, "window_program.py")
+
+
+def test_ranks_without_an_mpi_library_say_so() -> None:
+    code = "from aaflow.dataplane.communicator import communicator; communicator('mpi')"
+    without = {**os.environ, "MPI4PY_LIBMPI": "/nonexistent/libmpi.so"}
+    done = subprocess.run([sys.executable, "-c", code], env=without, capture_output=True, text=True, check=False)
+    assert "DependencyError: communicator 'mpi' needs mpi4py and an MPI library: cannot load" in done.stderr
 
 
 def test_an_unknown_backend_is_named() -> None:

@@ -143,6 +143,18 @@ def test_a_stopped_sender_is_noticed_within_5_seconds(tmp_path: Path, form: Form
         assert _seconds_to_lose(receiver.take, lambda: process.send_signal(signal.SIGSTOP), "embed") < 5
 
 
+@pytest.mark.serial
+@FORMS
+def test_a_stopped_receiver_is_noticed_within_5_seconds(tmp_path: Path, form: Form) -> None:
+    with _sending_to(tmp_path, form) as (sender, _, process):
+
+        def fill() -> None:
+            while True:
+                sender.send(Message(b"", (rows(300),)))
+
+        assert _seconds_to_lose(fill, lambda: process.send_signal(signal.SIGSTOP), "upsert") < 5
+
+
 @FORMS
 def test_a_rank_that_fails_is_noticed_at_once(tmp_path: Path, form: Form) -> None:
     with connected(tmp_path, edge(), form) as (_, receiver, producer, _):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tables import KINDS, make_table
 
+from aaflow.dataplane.basic import basic_table, original_table
 from aaflow.dataplane.sections import ALIGNMENT, Rows, Section, read_section
 
 kinds = st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=5)
@@ -16,7 +17,8 @@ kinds = st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=5)
 
 def split(table: pa.Table, targets: np.ndarray, count: int) -> list[pa.Table | None]:
     """Every section, written behind dirt, between guards that stay whole."""
-    rows = Rows(table, targets.astype(np.int32), count)
+    basic = basic_table(table)
+    rows = Rows(basic, targets.astype(np.int32), count)
     assert not (rows.sizes % ALIGNMENT).any()
     starts = np.cumsum(rows.sizes + ALIGNMENT) - rows.sizes
     memory = np.full(int(rows.sizes.sum()) + (count + 1) * ALIGNMENT, 0xAB, np.uint8)
@@ -26,7 +28,9 @@ def split(table: pa.Table, targets: np.ndarray, count: int) -> list[pa.Table | N
     for start in starts:
         assert (memory[first + start - ALIGNMENT : first + start] == 0xAB).all()
     return [
-        read_section(Section(int(address), int(size), memory), table.schema) if size else None
+        original_table(read_section(Section(int(address), int(size), memory), basic.schema), table.schema)
+        if size
+        else None
         for address, size in zip(addresses, rows.sizes, strict=True)
     ]
 

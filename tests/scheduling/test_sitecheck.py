@@ -4,12 +4,14 @@ import dataclasses
 import importlib.util
 import sys
 import venv
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from aaflow.operators.operator import Domain
+from aaflow.scheduling import environment
 from aaflow.scheduling.site import Environment, Node, Site
 from aaflow.scheduling.sitecheck import check_site
 from aaflow.scheduling.sitefile import load_site
@@ -112,17 +114,49 @@ def test_packages_that_are_not_installed(local: Site) -> None:
 
 
 def test_an_environment_must_have_what_a_rank_imports(local: Site, tmp_path: Path) -> None:
-    def environment(python: Path | str) -> dict[str, str]:
+    def problems(python: Path | str) -> dict[str, str]:
         return found(local, environments={"own": Environment(str(python), "mpi", ("batch-worker",))})
 
-    assert environment(sys.executable) == {}
-    assert "no interpreter /no/such/python" in environment("/no/such/python")["environments.own"]
+    assert problems(sys.executable) == {}
+    assert "no interpreter /no/such/python" in problems("/no/such/python")["environments.own"]
     venv.create(tmp_path / "empty", symlinks=True)
-    assert "No module named 'pyarrow'" in environment(tmp_path / "empty" / "bin" / "python")["environments.own"]
+    assert "No module named 'pyarrow'" in problems(tmp_path / "empty" / "bin" / "python")["environments.own"]
     program(tmp_path, "broken", "x")
     (tmp_path / "broken").write_text("#!/bin/sh\necho it is too old >&2; exit 1\n")
-    assert "broken: it is too old; install what is missing" in environment(tmp_path / "broken")["environments.own"]
-    assert "export NO_SUCH=" in environment("$NO_SUCH/python")["environments.own"]
+    assert "broken: it is too old; install what is missing" in problems(tmp_path / "broken")["environments.own"]
+    assert "export NO_SUCH=" in problems("$NO_SUCH/python")["environments.own"]
+
+
+@pytest.fixture
+def no_mpi_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """mpi4py finds no library that it can load."""
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/nonexistent/libmpi.so")
+    environment._failure.cache_clear()
+    yield
+    environment._failure.cache_clear()
+
+
+@pytest.mark.usefixtures("no_mpi_library")
+def test_mpi_needs_a_library_that_can_be_loaded(local: Site) -> None:
+    loaded = "mpi4py.MPI" in sys.modules
+    why = "RuntimeError: cannot load MPI library; /nonexistent/libmpi.so: cannot open shared object file"
+    own = {"own": Environment(sys.executable, "mpi", ("batch-worker",))}
+    problems = found(local, environments=own)
+    assert f"'mpi' needs mpi4py and an MPI library: {sys.executable}: {why}" in problems["communicator"]
+    assert why in problems["environments.own"]
+    alone = {"own": dataclasses.replace(own["own"], communicator="serial")}
+    assert found(local, communicator="serial", environments=alone) == {}
+    assert ("mpi4py.MPI" in sys.modules) == loaded, "it is looked for in another process"
+
+
+@pytest.mark.usefixtures("no_mpi_library")
+def test_a_library_that_only_the_job_loads_may_be_there(local: Site) -> None:
+    own = {"own": Environment(sys.executable, "mpi", ("batch-worker",))}
+    site = dataclasses.replace(local, provider={"worker_init": "module load mpi"}, environments=own)
+    assert {problem.key: problem.certain for problem in check_site(site)} == {
+        "communicator": False,
+        "environments.own": False,
+    }
 
 
 def test_a_backend_is_looked_for_where_its_ranks_run(local: Site) -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from aaflow.dataplane.edge.keys import read_edge_keys
 from aaflow.dataplane.edge.reactor import Reactor
@@ -120,6 +121,17 @@ class Endpoint:
                     nap = min(nap * 1.5, longest)
             for inbox in said:
                 inbox.accept()
+
+    def channels(self) -> list[dict[str, Any]]:
+        """Every channel of this rank: ``from`` or ``to`` which stage, its ``rank``, ``form``, and if ``encrypted``."""
+        ends: list[tuple[str, str, Inbox | Sender]] = []
+        for spec, receiver in self._receivers:
+            ends += [("from", spec.source, inbox) for inbox in receiver.inboxes.values()]
+        ends += [("to", spec.target, sender) for spec, sender in self._senders]
+        return [
+            {way: stage, "rank": end.rank, "form": end.form.value, "encrypted": self._encrypted}
+            for way, stage, end in ends
+        ]
 
     def _inboxes(self) -> list[Inbox]:
         return [inbox for _, receiver in self._receivers for inbox in receiver.inboxes.values()]

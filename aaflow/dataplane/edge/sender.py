@@ -259,6 +259,11 @@ class Sender:
         self._reactor.add(self, socket, call)
 
     @property
+    def form(self) -> Form:
+        """How its messages get to the receiver."""
+        return self._form
+
+    @property
     def finished(self) -> bool:
         """Whether the receiver has taken everything."""
         return self._done
