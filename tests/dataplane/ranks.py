@@ -1,0 +1,31 @@
+"""Programs of several ranks, whose assertions are the test."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from aaflow.scheduling.launch import find_launcher
+
+
+def launch(ranks: int, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a program of this folder."""
+    argv = [find_launcher("mpiexec"), "-n", str(ranks), sys.executable, str(Path(__file__).with_name(program))]
+    return subprocess.run([*argv, *arguments], capture_output=True, text=True, timeout=110, check=False)
+
+
+def run(ranks: int, program: str, *arguments: str) -> None:
+    """Run a program, which ends well."""
+    done = launch(ranks, program, *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def run_cases(ranks: int, program: str, *arguments: str) -> None:
+    """Run a program that says of each of its cases what went wrong, as ``conformance.py`` does."""
+    done = launch(ranks, program, *arguments)
+    outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
+    assert {name: problem for name, problem in outcomes.items() if problem is not None} == {}
+    assert outcomes, done.stderr
+    assert done.returncode == 0, done.stderr
