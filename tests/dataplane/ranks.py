@@ -10,10 +10,12 @@ from pathlib import Path
 from aaflow.scheduling.launch import find_launcher
 
 
-def launch(ranks: int, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run a program of this folder."""
-    argv = [find_launcher("mpiexec"), "-n", str(ranks), sys.executable, str(Path(__file__).with_name(program))]
-    return subprocess.run([*argv, *arguments], capture_output=True, text=True, timeout=110, check=False)
+def launch(ranks: int, program: str, *arguments: str, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """Run a program of this folder, under an ``mpiexec`` that is beside the interpreter if there is one."""
+    beside = Path(python).with_name("mpiexec")
+    launcher = str(beside) if beside.exists() else find_launcher("mpiexec")
+    argv = [launcher, "-n", str(ranks), python, str(Path(__file__).with_name(program)), *arguments]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
 
 
 def run(ranks: int, program: str, *arguments: str) -> None:
@@ -22,9 +24,9 @@ def run(ranks: int, program: str, *arguments: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def run_cases(ranks: int, program: str, *arguments: str) -> None:
+def run_cases(ranks: int, program: str, *arguments: str, python: str = sys.executable) -> None:
     """Run a program that says of each of its cases what went wrong, as ``conformance.py`` does."""
-    done = launch(ranks, program, *arguments)
+    done = launch(ranks, program, *arguments, python=python)
     outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
     assert {name: problem for name, problem in outcomes.items() if problem is not None} == {}
     assert outcomes, done.stderr
