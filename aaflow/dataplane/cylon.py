@@ -9,6 +9,7 @@ Values of any other fixed width go as such without a copy (a vector as a binary 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from aaflow.dataplane.agreement import agree, wait
 from aaflow.dataplane.destinations import destinations
-from aaflow.dataplane.mpi import MpiCommunicator, cut_rows, size_of
+from aaflow.dataplane.mpi import MpiCommunicator, cut_rows, size_of, start_mpi
 from aaflow.dataplane.rows import take_rows
 from aaflow.dataplane.sections import array_of_values
 from aaflow.errors import DependencyError
@@ -45,7 +46,8 @@ class CylonCommunicator(MpiCommunicator):
     """
 
     def __init__(self, round_bytes: int = ROUND_BYTES) -> None:
-        super().__init__()
+        start_mpi()
+        # Before the ranks wait for each other there: this takes seconds on some of them.
         try:
             from pycylon.data.table import Table
             from pycylon.frame import CylonEnv
@@ -55,6 +57,7 @@ class CylonCommunicator(MpiCommunicator):
                 f"communicator 'cylon' needs pycylon, built for this interpreter's pyarrow {pa.__version__}: {error}. "
                 "Where another interpreter has it, name that in the site file: [environments.cylon] python = …"
             ) from error
+        super().__init__()
         # Of its own, since Cylon sends on tags that it chooses and changes how errors are handled.
         self._duplicate = self._comm.Dup()
         self._env = CylonEnv(config=MPIConfig(self._duplicate), distributed=True)
@@ -98,20 +101,31 @@ class CylonCommunicator(MpiCommunicator):
         """Exchange rows round by round; rows by the rank they come from, in that rank's order."""
         received: list[list[pa.Table]] = [[table.schema.empty_table()] for _ in range(self.size)]
         for start, count in rounds:
-            part = self._exchange(table.slice(start, count), targets[start : start + count])
-            for rank, rows in _by_source(part):
+            # Whatever can fail in one rank alone is agreed upon: the others would wait for it in Cylon for ever.
+            prepare = partial(self._prepared, table.slice(start, count), targets[start : start + count])
+            sent = agree(self._comm, "shuffle", None, prepare)
+            got = sent.shuffle([0])
+            parts = agree(self._comm, "shuffle", None, partial(_received, got, table.schema))
+            for rank, rows in parts:
                 received[rank].append(rows)
         return pa.concat_tables([rows for parts in received for rows in parts])
 
-    def _exchange(self, table: pa.Table, targets: npt.NDArray[np.int32]) -> tuple[pa.Table, npt.NDArray[np.int64]]:
-        """What came here in one round, in any order, and of each row its rank times 2**32 and its number there."""
+    def _prepared(self, table: pa.Table, targets: npt.NDArray[np.int32]) -> Any:
+        """Cylon's table of what this rank sends in one round: where each row goes, and its number, before its values.
+
+        The number is that of the row in its round, and 2**32 times its rank.
+        """
         numbers = np.arange(table.num_rows, dtype=np.int64) + (self.rank << 32)
         sent = [pa.array(targets), pa.array(numbers), *(_plain(_whole(column)) for column in table.columns)]
         whole = pa.Table.from_arrays(sent, names=[str(number) for number in range(len(sent))])
-        got = self._table.from_arrow(self._env.context, whole).shuffle([0]).to_arrow()
-        _, order, *columns = (_whole(column) for column in got.columns)
-        arrays = [_original(column, kind) for column, kind in zip(columns, table.schema.types, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=table.schema), order.to_numpy()
+        return self._table.from_arrow(self._env.context, whole)
+
+
+def _received(got: Any, schema: pa.Schema) -> list[tuple[int, pa.Table]]:
+    """The rows that came here in one round, in Cylon's table, by the rank that they come from."""
+    _, order, *columns = (_whole(column) for column in got.to_arrow().columns)
+    arrays = [_original(column, kind) for column, kind in zip(columns, schema.types, strict=True)]
+    return list(_by_source((pa.Table.from_arrays(arrays, schema=schema), order.to_numpy())))
 
 
 def _by_source(part: tuple[pa.Table, npt.NDArray[np.int64]]) -> Iterator[tuple[int, pa.Table]]:

@@ -41,12 +41,9 @@ class MpiCommunicator:
     """
 
     def __init__(self, color: int = 0, window_bytes: int = WINDOW_BYTES) -> None:
-        try:
-            if _is_pypi_mpich_under_pmi2():
-                _avoid_its_traps()
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:  # there is no mpi4py, or no library that it can load
-            raise DependencyError(f"communicator 'mpi' needs mpi4py and an MPI library: {error}") from error
+        start_mpi()
+        from mpi4py import MPI
+
         # What follows waits spinning for ranks that start late.
         wait(MPI.COMM_WORLD.Ibarrier())
         self._comm: MPI.Intracomm = MPI.COMM_WORLD.Dup()
@@ -144,6 +141,20 @@ class MpiCommunicator:
             text = np.empty(int(size[0]), np.uint8)
         wait(self._comm.Ibcast(text))
         return pa.ipc.read_schema(pa.py_buffer(text))
+
+
+def start_mpi() -> None:
+    """Import MPI, which starts it.
+
+    Raises:
+        DependencyError: there is no mpi4py, or no library that it can load.
+    """
+    try:
+        if _is_pypi_mpich_under_pmi2():
+            _avoid_its_traps()
+        from mpi4py import MPI  # noqa: F401
+    except (ImportError, RuntimeError) as error:
+        raise DependencyError(f"communicator 'mpi' needs mpi4py and an MPI library: {error}") from error
 
 
 def _table(sections: Sequence[Section], schema: pa.Schema) -> pa.Table:

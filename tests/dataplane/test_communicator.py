@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from ranks import run, run_cases
 
 from aaflow.dataplane.communicator import communicator
-from aaflow.scheduling.launch import find_launcher
-
-PROGRAM = Path(__file__).with_name("conformance.py")
 
 #: Backend and ranks of each group.
 GROUPS = [("serial", 1), ("mpi", 1), ("mpi", 2), ("mpi", 3)]
@@ -24,19 +20,7 @@ if importlib.util.find_spec("pycylon") is not None:
 
 @pytest.mark.parametrize(("backend", "ranks"), GROUPS)
 def test_a_communicator_does_what_all_do(backend: str, ranks: int) -> None:
-    argv = [find_launcher("mpiexec"), "-n", str(ranks), sys.executable, str(PROGRAM), backend]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
-    outcomes = dict(json.loads(line) for line in done.stdout.splitlines() if line.startswith("["))
-    assert {name: problem for name, problem in outcomes.items() if problem is not None} == {}
-    assert outcomes, done.stderr
-    assert done.returncode == 0, done.stderr
-
-
-def run(ranks: int, program: str, *arguments: str) -> None:
-    """Run ranks whose assertions are the test."""
-    argv = [find_launcher("mpiexec"), "-n", str(ranks), sys.executable, str(PROGRAM.with_name(program)), *arguments]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_cases(ranks, "conformance.py", backend)
 
 
 @pytest.mark.serial

