@@ -1,5 +1,6 @@
-"""What MPICH's launcher leaves in ``/tmp`` when it is killed. Standard library only.
+"""What MPICH's launcher leaves in ``/tmp`` of several nodes when it is killed. Standard library only.
 
+On a node of its own it is told to write none (:mod:`aaflow.scheduling.launch`).
 Its proxy on each node writes the node's topology into a file that ranks read in ``MPI_Init``, and unlinks it at its
 own end. Nothing says whose a file is but the time.
 """

@@ -95,7 +95,8 @@ def compose(
     """
     check_options(launcher, options)
     kind = _LAUNCHERS[launcher]
-    words = kind.words(group, _blocks(group, nodes), len(nodes) == 1)
+    alone = len(nodes) == 1
+    words = kind.words(group, _blocks(group, nodes), alone)
     given = kind.names(options)
     if "distribution" in given & kind.names(words.fixed):
         raise PlacementError(
@@ -105,7 +106,7 @@ def compose(
         )
     usual = [word for option in words.usual if given.isdisjoint(kind.names(option)) for word in option]
     argv = (program or kind.program, *words.fixed, *usual, *options, *group.argv)
-    return Launch(argv, {**group.environment, **kind.environment})
+    return Launch(argv, {**group.environment, **kind.environment, **(kind.alone if alone else {})})
 
 
 def check_options(launcher: str, options: Sequence[str]) -> None:
@@ -271,6 +272,7 @@ class _Launcher:
         placing: names of its options that say which ranks start where.
         aliases: second names of options.
         environment: what it needs in its own environment.
+        alone: and what else, on its only node.
     """
 
     program: str
@@ -280,6 +282,7 @@ class _Launcher:
     placing: frozenset[str]
     aliases: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
+    alone: Mapping[str, str] = field(default_factory=dict)
 
     def names(self, options: Sequence[str]) -> set[str]:
         """The names of options, without dashes and values, each by one name."""
@@ -305,6 +308,9 @@ _LAUNCHERS: Mapping[str, _Launcher] = {
         frozenset({"n", "np", "host", "hosts", "hostfile", "f", "machinefile", "ppn", "configfile"}),
         {"bootstrap": "launcher"},
         _SHARED_STEPS,
+        # Else its proxy writes the node's topology into a file in /tmp, which stays there where the proxy is killed.
+        # Ranks pin themselves; MPICH asks it only for what is near which network device.
+        {"HWLOC_XMLFILE": "/dev/null"},
     ),
     "openmpi": _Launcher(
         "mpiexec",

@@ -15,7 +15,7 @@ from aaflow.dataplane.communicator import communicator
 #: Backend and ranks of each group.
 GROUPS = [("serial", 1), ("mpi", 1), ("mpi", 2), ("mpi", 3)]
 if importlib.util.find_spec("pycylon") is not None:
-    GROUPS += [("cylon", 1), ("cylon", 2), ("cylon", 3)]
+    GROUPS += [("cylon", 1), ("cylon", 2), ("cylon", 3), ("cylon", 4)]
 
 
 @pytest.mark.parametrize(("backend", "ranks"), GROUPS)

@@ -92,6 +92,12 @@ def test_hydra_forks_on_a_machine_of_its_own_and_not_on_one_node_of_many() -> No
     assert "fork" not in compose("mpiexec", group([1, 1]), ("a", "b")).argv
 
 
+def test_the_proxy_of_mpich_writes_no_topology_on_a_machine_of_its_own() -> None:
+    assert compose("mpiexec", group([0, 0]), ("localhost",)).environment["HWLOC_XMLFILE"] == "/dev/null"
+    assert "HWLOC_XMLFILE" not in compose("mpiexec", group([1, 1]), ("a", "b")).environment
+    assert "HWLOC_XMLFILE" not in compose("openmpi", group([0, 0]), ("localhost",)).environment
+
+
 def test_open_mpi_exports_the_groups_variables_and_runs_as_root() -> None:
     launch = compose("openmpi", group([0, 0, 1], {"B": "2", "A": "1"}), ("a", "b"))
     assert launch.argv == (
