@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 import aaflow
 from aaflow.cli.progress import watch_progress
@@ -82,7 +82,8 @@ def run(workflow: aaflow.Workflow, arguments: argparse.Namespace, console: Conso
 def show_answers(console: Console, retrieval: RunResult) -> None:
     """The best passages of each question, with their sources."""
     for number, question in enumerate(QUESTIONS):
-        table = Table("score", "document", "passage", title=question, title_justify="left", title_style="bold")
+        document = Column("document", overflow="fold")  # a source is shown whole
+        table = Table("score", document, "passage", title=question, title_justify="left", title_style="bold")
         for hit in retrieval.output().to_pylist():
             if hit["query_id"] == number:
                 table.add_row(f"{hit['score']:.3f}", hit["doc_id"], escape(" ".join(hit["text"].split())[:160]))
