@@ -126,6 +126,9 @@ def first_loss(run_folder: str) -> StageError | None:
     for _ in losses:  # at most so many steps, should ranks have lost each other in a circle
         first = losses.get(tuple(first["lost"]), first)
     stage, rank = first["lost"]
+    said = _first_error(run_folder, stage)
+    if said is not None and not said.get("lost") and not blames_neighbour(run_folder, stage):
+        return stage_error(run_folder, GroupResult(stage))  # its rank has said why; its keeper has yet to tell
     log = records.log_path(run_folder, stage)
     what = f"stage {stage!r} failed: its rank {rank} is gone or stands still: {first['error']}"
     return StageError(f"{what}; log: {log}", stage=stage, rank=rank, log=log)

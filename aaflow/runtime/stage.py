@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +117,8 @@ def _run_rank(folder: RunFolder, placement: Placement, stage_name: str, comm: Co
     seen = placement.slots[stage_name][comm.rank].accelerators
     device = TORCH_DEVICES[seen.kind] if seen is not None else "cpu"
     began = time.time()
-    with Wiring(folder, placement, stage, comm.rank) as wiring:
+    # Recorded before its edges close: what their other ends record follows from it.
+    with Wiring(folder, placement, stage, comm.rank) as wiring, _recorded(folder, stage_name, comm.rank):
         spool = folder.path / "spool"
         functions = chain_of(RankContext(plan, stage, comm, run.get("epoch"), device, wiring.allocate, spool))
         traced = [(OperatorTrace(name), function) for name, function in functions]
@@ -174,8 +175,27 @@ class _Progress:
         self._folder.write_json(self._name, {"rows": rows, "ended": ended, "read": read, "done": done})
 
 
+@contextlib.contextmanager
+def _recorded(folder: RunFolder, stage: str, rank: int) -> Iterator[None]:
+    """Record what an error says as soon as it leaves the block."""
+    try:
+        yield
+    except BaseException as error:
+        _record(folder, stage, rank, error)
+        raise
+
+
 def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> None:
     """Say why, then end the whole group: the others may wait for this rank in a collective."""
+    if folder.read_json(f"errors/{stage}.{rank}.json") is None:
+        _record(folder, stage, rank, error)
+    mpi = sys.modules.get("mpi4py.MPI")
+    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
+        mpi.COMM_WORLD.Abort(1)
+
+
+def _record(folder: RunFolder, stage: str, rank: int, error: BaseException) -> None:
+    """Say in the log and in ``errors/`` what a rank failed with."""
     # Launchers may lose what a rank said just before its group is ended; who reads the record finds this.
     text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
     with open(log_path(str(folder.path), stage), "a", encoding="utf-8", errors="backslashreplace") as log:
@@ -193,9 +213,6 @@ def _fail(folder: RunFolder, stage: str, rank: int, error: BaseException) -> Non
         "time": time.time(),
     }
     folder.write_json(f"errors/{stage}.{rank}.json", record)
-    mpi = sys.modules.get("mpi4py.MPI")
-    if mpi is not None and mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.COMM_WORLD.Abort(1)
 
 
 if __name__ == "__main__":

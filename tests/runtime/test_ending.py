@@ -37,6 +37,15 @@ def test_who_stands_still_is_blamed_and_not_who_left_because_of_it(tmp_path: Pat
     assert str(blamed).startswith("stage 'hold' failed: its rank 0 is gone or stands still: ")
 
 
+def test_a_stage_that_others_lost_says_why_itself_if_it_can(tmp_path: Path) -> None:
+    lose(tmp_path, ("embed", 0, "hold", 0))
+    own = {"stage": "hold", "rank": 0, "type": "ValueError", "error": "not to my taste", "lost": None, "time": -1.0}
+    records.write(str(tmp_path / "errors" / "hold.0.json"), own)
+    blamed = first_loss(str(tmp_path))
+    assert blamed is not None
+    assert str(blamed).startswith("stage 'hold' failed on rank 0: ValueError: not to my taste")
+
+
 def test_of_two_that_lost_each_other_one_is_blamed(tmp_path: Path) -> None:
     lose(tmp_path, ("embed", 0, "upsert", 0), ("upsert", 0, "embed", 0))
     blamed = first_loss(str(tmp_path))

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from aaflow.compiler.compile import compile_workflow
+from aaflow.dataplane.communicator import communicator
 from aaflow.errors import StageError
+from aaflow.runtime import stage
 from aaflow.runtime import stage as stage_main
 from aaflow.runtime.group import run_group
 from aaflow.runtime.lease import RunLease
@@ -142,3 +144,22 @@ def test_a_placement_with_accelerators_survives_its_folder(run_folder: Callable[
     slot = Slot(0, (0,), Accelerators("rocm", ("1",), "ROCR_VISIBLE_DEVICES"), 5)
     replace(placement, slots={"load+transform": (slot,)}).save(folder.path)
     assert Placement.load(folder.path).slots["load+transform"] == (slot,)
+
+
+def test_an_error_is_on_record_before_the_edges_close_and_neighbours_have_theirs(
+    run_folder: Callable[[int], RunFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run_folder(1)
+    seen = []
+
+    def fail(_: object) -> None:
+        raise ValueError("not to my taste")
+
+    def close(*_: object) -> None:
+        seen.append((folder.read_json("errors/load+transform.0.json") or {}).get("error"))
+
+    monkeypatch.setattr("aaflow.runtime.chain.chain_of", fail)
+    monkeypatch.setattr("aaflow.runtime.wiring.Wiring.__exit__", close)
+    with pytest.raises(ValueError, match="taste"):
+        stage._run_rank(folder, Placement.load(folder.path), "load+transform", communicator("serial"))
+    assert seen == ["not to my taste"]
