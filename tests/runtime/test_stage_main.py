@@ -15,7 +15,6 @@ import pytest
 from aaflow.compiler.compile import compile_workflow
 from aaflow.dataplane.communicator import communicator
 from aaflow.errors import StageError
-from aaflow.runtime import stage
 from aaflow.runtime import stage as stage_main
 from aaflow.runtime.group import run_group
 from aaflow.runtime.lease import RunLease
@@ -161,5 +160,5 @@ def test_an_error_is_on_record_before_the_edges_close_and_neighbours_have_theirs
     monkeypatch.setattr("aaflow.runtime.chain.chain_of", fail)
     monkeypatch.setattr("aaflow.runtime.wiring.Wiring.__exit__", close)
     with pytest.raises(ValueError, match="taste"):
-        stage._run_rank(folder, Placement.load(folder.path), "load+transform", communicator("serial"))
+        stage_main._run_rank(folder, Placement.load(folder.path), "load+transform", communicator("serial"))
     assert seen == ["not to my taste"]
