@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+from parsl.launchers import SimpleLauncher, SingleNodeLauncher
 from parsl.providers import LocalProvider
 
 from aaflow.errors import PilotError
@@ -41,7 +42,9 @@ def workers_of(executor: Any, *, cores: int, scales: bool) -> int | None:
     if executor.available_accelerators:
         on_node = min(on_node, len(executor.available_accelerators))
     blocks = provider.max_blocks if scales else provider.init_blocks
-    return int(on_node * blocks * provider.nodes_per_block)
+    # These start one pool a block, on its first node.
+    pools = 1 if isinstance(provider.launcher, (SimpleLauncher, SingleNodeLauncher)) else provider.nodes_per_block
+    return int(on_node * blocks * pools)
 
 
 def require_workers(workers: int | None, label: str, groups: int) -> None:

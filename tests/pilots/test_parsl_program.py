@@ -18,6 +18,7 @@ from parsl.data_provider.files import File
 from parsl.dataflow.dflow import DataFlowKernel
 from parsl.dataflow.errors import DependencyError
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
+from parsl.launchers import SrunLauncher
 from parsl.providers import LocalProvider, SlurmProvider
 
 import aaflow
@@ -171,10 +172,12 @@ def test_an_executor_has_workers_as_its_pools_will_count_them() -> None:
     assert workers_of(htex(), cores=1, scales=False) == cores
     assert workers_of(htex(max_workers_per_node=100), cores=1, scales=False) == cores
     assert workers_of(htex(max_workers_per_node=100, cores_per_worker=cores), cores=1, scales=False) == 1
-    slurm = SlurmProvider(nodes_per_block=3, init_blocks=1, max_blocks=1)
+    three = {"nodes_per_block": 3, "init_blocks": 1, "max_blocks": 1}
+    slurm = SlurmProvider(**three, launcher=SrunLauncher())
     assert workers_of(htex(slurm, cores_per_worker=4), cores=32, scales=True) == 24
-    slurm = SlurmProvider(nodes_per_block=3, init_blocks=1, max_blocks=1, cores_per_node=8)
+    slurm = SlurmProvider(**three, launcher=SrunLauncher(), cores_per_node=8)
     assert workers_of(htex(slurm, cores_per_worker=4), cores=32, scales=True) == 6
+    assert workers_of(htex(SlurmProvider(**three), cores_per_worker=4), cores=32, scales=True) == 8
     assert workers_of(ThreadPoolExecutor(max_threads=3), cores=1, scales=False) == 3
     assert workers_of(object(), cores=1, scales=False) is None
 
