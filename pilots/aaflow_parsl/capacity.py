@@ -43,7 +43,11 @@ def workers_of(executor: Any, *, cores: int, scales: bool) -> int | None:
         on_node = min(on_node, len(executor.available_accelerators))
     blocks = provider.max_blocks if scales else provider.init_blocks
     # These start one pool a block, on its first node.
-    pools = 1 if isinstance(provider.launcher, (SimpleLauncher, SingleNodeLauncher)) else provider.nodes_per_block
+    pools = (
+        1
+        if isinstance(getattr(provider, "launcher", None), (SimpleLauncher, SingleNodeLauncher))
+        else provider.nodes_per_block
+    )
     return int(on_node * blocks * pools)
 
 
