@@ -42,12 +42,9 @@ def workers_of(executor: Any, *, cores: int, scales: bool) -> int | None:
     if executor.available_accelerators:
         on_node = min(on_node, len(executor.available_accelerators))
     blocks = provider.max_blocks if scales else provider.init_blocks
-    # These start one pool a block, on its first node.
-    pools = (
-        1
-        if isinstance(getattr(provider, "launcher", None), (SimpleLauncher, SingleNodeLauncher))
-        else provider.nodes_per_block
-    )
+    launcher = getattr(provider, "launcher", None)
+    one_pool = isinstance(launcher, (SimpleLauncher, SingleNodeLauncher))  # a block, on its first node
+    pools = 1 if one_pool else provider.nodes_per_block
     return int(on_node * blocks * pools)
 
 
