@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from aaflow.driver import RunResult, carry_out, prepare, told_end
-from aaflow.errors import AaflowError, JobEnded, PilotError, RunError, StageError
+from aaflow.errors import AaflowError, JobEnded, JobRefused, PilotError, RunError, StageError
 from aaflow.launchorder import import_folders
 from aaflow.pilot import find_pilot
 from aaflow.runtime import processes, records
@@ -177,10 +177,10 @@ def _followed(
     following, refused = prepare(placement, folder.path.parent, before=folder), False
     try:
         _submit(placement, following, str(order["pilot"]), until_done=True, after=job[1])
-    except PilotError as error:
+    except JobRefused as error:
         refused = True
         words = f"no job goes on with run {folder.path.name}: {error}"
-        tell_end(str(following.path), PilotError(words))
+        tell_end(str(following.path), JobRefused(words))
         print(f"aaflow: {words}", file=sys.stderr, flush=True)
     try:
         yield

@@ -66,6 +66,10 @@ def _stage_error(message: str, stage: str, rank: int | None, log: str | None) ->
     return StageError(message, stage=stage, rank=rank, log=log)
 
 
+class JobRefused(PilotError):
+    """The batch system took no job; nothing of it is left there."""
+
+
 class JobEnded(PilotError):
     """The batch job that carried a run ended before the run did.
 

@@ -79,7 +79,7 @@ def test_where_that_was_not_enough_it_says_why_nothing_goes_on(first: Path, monk
         detach.drive(first)
     assert runs.look(first).state == "cut short"
     last = runs.current(first)
-    assert (last.state, last.error) == ("failed", "PilotError")
+    assert (last.state, last.error) == ("failed", "JobRefused")
     assert last.words.startswith(f"no job goes on with run {first.name}: sbatch refused the job: sbatch: error: Assoc")
 
 
@@ -90,3 +90,15 @@ def test_a_run_that_fails_by_itself_leaves_no_other_behind(
     with pytest.raises(StageError):
         detach.drive(first)
     assert [state.state for state in map(runs.look, runs.find_runs(tmp_path / "runs"))] == ["failed"]
+
+
+def test_a_job_that_is_ended_while_it_submits_the_next_ends(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = carried_out(monkeypatch, "a result")
+
+    def ended(*_: object, **__: object) -> None:
+        raise JobEnded("Slurm job 7 was ended", job="7", walltime=False)
+
+    monkeypatch.setattr(detach.batch, "submit", ended)
+    with pytest.raises(JobEnded):
+        detach.drive(first)
+    assert done == []

@@ -215,7 +215,7 @@ def list_load(ordered: Sequence[Operator], target: IndexTarget | None) -> Inputs
         with open_index(target.path) as opened:
             known, remembered = opened.sources(), opened.notices()
         same = _is_in(table.select(_SOURCE_COLUMNS), known.select(_SOURCE_COLUMNS))
-        same &= pc.not_equal(table["mtime_ns"], 0).to_numpy()
+        same &= pc.or_(pc.not_equal(table["mtime_ns"], 0), pc.starts_with(table["uri"], "file://")).to_numpy()
         if target.prune:
             mine = known.filter(pc.is_in(known["root"], pa.array(listed.roots, pa.string()))).select(["root", "source"])
             gone = ~_is_in(mine, listed.table.select(["root", "source"])) & ~_out_of_sight(mine, listed.notices)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -23,20 +25,22 @@ class Load:
     Args:
         options: how to read.
         pieces: rows of :data:`aaflow.schema.LISTING`, in any order.
+        sizes: their bytes as they are stored, int64 [pieces]; by default what the pieces alone let expect.
 
     Attributes:
         bytes: of all pieces, as they are stored.
         read: of those that are done.
     """
 
-    def __init__(self, options: LoadOptions, pieces: pa.Table) -> None:
+    def __init__(self, options: LoadOptions, pieces: pa.Table, sizes: npt.NDArray[np.int64] | None = None) -> None:
         self._options = options
         whole_first = pc.if_else(pieces["records"], 1, 0)
-        keyed = pieces.append_column("_records", whole_first)
+        sizes = split_sizes(pieces) if sizes is None else sizes
+        keyed = pieces.append_column("_records", whole_first).append_column("_bytes", pa.array(sizes))
         order = [(name, "ascending") for name in ("tranche", "_records", "partition", "source", "start")]
-        self._pieces = keyed.sort_by(order).drop(["_records"])
-        self._sizes = split_sizes(self._pieces)
-        self.bytes, self.read = int(self._sizes.sum()), 0
+        ordered = keyed.sort_by(order)
+        self._pieces, self._sizes = ordered.drop(["_records", "_bytes"]), ordered["_bytes"].to_pylist()
+        self.bytes, self.read = sum(self._sizes), 0
 
     def __call__(self, items: Iterator[Item]) -> Iterator[Item]:
         """The documents, by tranche; what comes in is not looked at.
@@ -53,7 +57,7 @@ class Load:
             yield Item(tranche, -1, last=True)
 
     def _counted(self) -> Iterator[Split]:
-        for split, size in zip(splits(self._pieces), self._sizes.tolist(), strict=True):
+        for split, size in zip(splits(self._pieces), self._sizes, strict=True):
             yield split
             self.read += size
 

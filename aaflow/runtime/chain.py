@@ -21,6 +21,7 @@ from aaflow.index import Stage as IndexStage
 from aaflow.operators.apply import Apply
 from aaflow.operators.embed import Embed
 from aaflow.operators.embedders import Embedder, make_embedder
+from aaflow.operators.listing import split_sizes
 from aaflow.operators.load import Load
 from aaflow.operators.operator import Item, Pattern, StreamFunction
 from aaflow.operators.retrieve import Queries, Retrieve
@@ -113,7 +114,9 @@ def _function(
 ) -> StreamFunction:
     options = operator.options
     if operator.kind == "load":
-        return Load(load_options(operator, context.plan.partitions), _my_splits(context, committed))
+        listing, mine = context.plan.tables["listing"], _my_splits(context, committed)
+        pieces, sizes = listing.filter(pa.array(mine)), split_sizes(listing)[mine]
+        return Load(load_options(operator, context.plan.partitions), pieces, sizes)
     if operator.kind == "transform":
         return Transform(transform_options(operator))
     if operator.kind == "embed":
@@ -186,14 +189,14 @@ def _shuffle(context: RankContext, operator: PlannedOperator) -> Shuffle:
     return Shuffle(context.communicator, context.stage.owners, context.plan.listing.tranches, schema)
 
 
-def _my_splits(context: RankContext, committed: set[Unit]) -> pa.Table:
-    """The splits that this rank reads, without those whose units are all committed."""
+def _my_splits(context: RankContext, committed: set[Unit]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    """Which splits of the listing this rank reads, without those whose units are all committed; bool [splits]."""
     listing = context.plan.tables["listing"]
     readers = split_readers(listing, context.stage.owners, context.stage.ranks)
-    mine = readers == context.communicator.rank
+    mine: np.ndarray[tuple[int], np.dtype[np.bool_]] = readers == context.communicator.rank
     if committed:
         mine &= ~_done(listing, committed, context.plan.partitions)
-    return listing.filter(pa.array(mine))
+    return mine
 
 
 def _done(listing: pa.Table, committed: set[Unit], partitions: int) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from aaflow.errors import PilotError, SiteError
+from aaflow.errors import JobRefused, PilotError, SiteError
 
 if TYPE_CHECKING:  # keepers start fast
     from aaflow.scheduling.site import Site
@@ -109,7 +109,8 @@ def pbs_place(site: Site) -> str:
 
     Empty where the site's own options say how to place: of two in one script PBS takes the first.
     """
-    says = re.search(r"""-l\s*["']?(?:\S*,)?place=""", str(site.provider.get("scheduler_options", "")))
+    options = str(site.provider.get("scheduler_options", ""))
+    says = re.search(r"""^\s*#PBS\s.*-l\s*["']?(?:\S*,)?place=""", options, re.MULTILINE)
     return "" if says else "place=scatter:excl"
 
 
@@ -148,7 +149,8 @@ def submit(scheduler: str, script: str | Path, *, after: str | None = None) -> s
         The job's id.
 
     Raises:
-        PilotError: the batch system refused it or is not here; says its words.
+        JobRefused: the batch system refused it; says its words.
+        PilotError: the batch system is not here, or does not answer; it may have taken the job.
     """
     parsable = ["--parsable"] if scheduler == "slurm" else []
     depend = {"slurm": [f"--dependency=afterany:{after}"], "pbs": ["-W", f"depend=afterany:{after}"]}
@@ -164,7 +166,7 @@ def submit(scheduler: str, script: str | Path, *, after: str | None = None) -> s
     except (OSError, subprocess.TimeoutExpired) as error:
         raise PilotError(f"the job can't be submitted: {error}") from error
     if done.returncode:
-        raise PilotError(f"{command[0]} refused the job: {' '.join(done.stderr.split())}; its script: {script}")
+        raise JobRefused(f"{command[0]} refused the job: {' '.join(done.stderr.split())}; its script: {script}")
     return done.stdout.strip().split(";")[0]
 
 

@@ -123,5 +123,6 @@ def _outcome(python: str, code: str, environment: Mapping[str, str]) -> str | No
 def _reason(printed: str) -> str:
     """What was wrong, of what an interpreter printed: its exception without the traceback, or else its last line."""
     lines = printed.strip().splitlines()
-    traced = [at for at, line in enumerate(lines) if line.startswith("  ")]
-    return "; ".join(lines[traced[-1] + 1 :] if traced and lines[0].startswith("Traceback") else lines[-1:])
+    begins = [at for at, line in enumerate(lines) if line.startswith("Traceback")]
+    said = [at for at in range(begins[-1] + 1, len(lines)) if not lines[at].startswith(" ")] if begins else []
+    return "; ".join(line.strip() for line in (lines[said[0] :] if said else lines[-1:]))

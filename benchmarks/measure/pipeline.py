@@ -137,9 +137,11 @@ def hash_rates(corpus: Path, *, size: int = 16_000_000, times: int = 7) -> list[
     """GB of text per CPU second of the hash embedder: texts of 1000 bytes, 384 dimensions, memory used before."""
     texts, left = [], size
     for path in sorted(path for path in corpus.rglob("*") if path.is_file()):
-        text = path.read_text()[:left]
+        text = path.read_text()
         texts += [text[at : at + 1000] for at in range(0, len(text), 1000)]
-        left -= len(text)
+        left -= len(text.encode())
+        if left <= 0:
+            break
     rows = pa.array(texts)
     vectors = np.zeros((len(rows), 384), np.float32)
     embedder, rates = make_embedder("hash", dimension=384), []

@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from parsl.executors import HighThroughputExecutor, ThreadPoolExecutor
@@ -20,13 +20,17 @@ from parsl.providers import LocalProvider
 
 from aaflow.errors import PilotError
 
+#: Seconds between two questions whether a run that waits is still wanted.
+CHECK_SECONDS = 0.5
 
-def workers_of(executor: Any, *, cores: int, scales: bool) -> int | None:
+
+def workers_of(executor: Any, *, cores: int, memory: int, scales: bool) -> int | None:
     """How many tasks an executor runs at once when all its blocks are up; None where nobody knows.
 
     Args:
         executor: of Parsl.
         cores: of a node, as the site has it, where the executor's provider does not say.
+        memory: of a node, in bytes, likewise.
         scales: whether the program's strategy starts more blocks than the first.
     """
     if isinstance(executor, ThreadPoolExecutor):
@@ -39,9 +43,13 @@ def workers_of(executor: Any, *, cores: int, scales: bool) -> int | None:
     cores = getattr(provider, "cores_per_node", None) or cores
     # As the pool itself counts them (parsl.executors.high_throughput.process_worker_pool).
     on_node = min(executor.max_workers_per_node, math.floor(cores / executor.cores_per_worker))
+    if executor.mem_per_worker:
+        gigabytes = getattr(provider, "mem_per_node", None) or memory / 2**30
+        on_node = min(on_node, math.floor(gigabytes / executor.mem_per_worker))
     if executor.available_accelerators:
         on_node = min(on_node, len(executor.available_accelerators))
-    blocks = provider.max_blocks if scales else provider.init_blocks
+    # With less parallelism Parsl may never start another block for a few tasks.
+    blocks = provider.max_blocks if scales and provider.parallelism >= 1 else provider.init_blocks
     launcher = getattr(provider, "launcher", None)
     one_pool = isinstance(launcher, (SimpleLauncher, SingleNodeLauncher))  # a block, on its first node
     pools = 1 if one_pool else provider.nodes_per_block
@@ -74,27 +82,29 @@ _rooms_lock = threading.Lock()
 
 
 @contextlib.contextmanager
-def all_at_once(workers: Mapping[Any, int | None], groups: int) -> Iterator[None]:
+def all_at_once(workers: Mapping[Any, int | None], groups: int, check: Callable[[], None]) -> Iterator[None]:
     """Hold ``groups`` workers of each executor; runs of this program that find too few wait until others are done.
 
     Args:
         workers: by executor, as :func:`workers_of` and :func:`require_workers` found them.
         groups: that run at once.
+        check: called while this waits; raises where the run is no longer wanted.
     """
     with contextlib.ExitStack() as held:
         # In one order for all, so that no two wait for each other.
         for executor, most in sorted(workers.items(), key=lambda item: str(item[0].label)):
             if most is not None:
-                held.enter_context(_held(executor, most, groups))
+                held.enter_context(_held(executor, most, groups, check))
         yield
 
 
 @contextlib.contextmanager
-def _held(executor: Any, most: int, groups: int) -> Iterator[None]:
+def _held(executor: Any, most: int, groups: int, check: Callable[[], None]) -> Iterator[None]:
     with _rooms_lock:
         room = _rooms.setdefault(executor, _Room())
     with room.changed:
-        room.changed.wait_for(lambda: room.taken + groups <= most)
+        while not room.changed.wait_for(lambda: room.taken + groups <= most, timeout=CHECK_SECONDS):
+            check()
         room.taken += groups
     try:
         yield

@@ -21,6 +21,7 @@ from parsl.executors.status_handling import BlockProviderExecutor
 from aaflow.errors import PilotError
 from aaflow.runtime.enginejob import EngineJob
 from aaflow.runtime.lease import RunLease
+from aaflow.runtime.runs import cancelled
 from aaflow.scheduling.placement import Placement
 from aaflow.scheduling.site import Site
 from aaflow_parsl.capacity import all_at_once, require_workers, workers_of
@@ -70,7 +71,13 @@ class ParslPilot:
             self._labels = [LABEL]
             return
         self._labels = self._labels or [label for label in self._given.executors if label != "_parsl_internal"]
-        self._room.enter_context(all_at_once(self._workers(placement.site, groups), groups))
+        workers = self._workers(placement.site, groups)
+
+        def check() -> None:
+            if (unwanted := cancelled(Path(lease.run_folder))) is not None:
+                raise unwanted
+
+        self._room.enter_context(all_at_once(workers, groups, check))
 
     def _workers(self, site: Site, groups: int) -> dict[Any, int | None]:
         """The workers of each executor that may start groups."""
@@ -82,7 +89,7 @@ class ParslPilot:
                 known = ", ".join(sorted(set(self._given.executors) - {"_parsl_internal"}))
                 raise PilotError(f"this Parsl configuration has no executor {label!r}; it has {known}")
             executor = self._given.executors[label]
-            found[executor] = workers_of(executor, cores=len(site.node.cores), scales=scales)
+            found[executor] = workers_of(executor, cores=len(site.node.cores), memory=site.node.memory, scales=scales)
             require_workers(found[executor], label, groups)
         return found
 

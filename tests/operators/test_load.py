@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from aaflow.hashing import partition_of_id
-from aaflow.operators.listing import cut_tranches, list_inputs
+from aaflow.operators.listing import cut_tranches, list_inputs, split_sizes
 from aaflow.operators.load import Load, LoadOptions
 from aaflow.operators.operator import Item
 from aaflow.schema import documents
@@ -113,3 +114,18 @@ def test_it_tells_how_many_bytes_of_its_input_are_done(tmp_path: Path) -> None:
     assert seen == sorted(seen)
     assert 0 < seen[1] < 5500
     assert load.read == 5500
+
+
+def test_the_bytes_of_a_cut_file_are_those_of_its_pieces_whichever_a_rank_reads(tmp_path: Path) -> None:
+    options = LoadOptions(split_bytes=500)
+    pq.write_table(
+        pa.table({"text": [f"row {number}" for number in range(400)]}), tmp_path / "a.parquet", row_group_size=100
+    )
+    table = list_inputs([str(tmp_path)], options).table
+    assert table.num_rows == 4
+    sizes = split_sizes(table)
+    loads = [Load(options, table.slice(at, 1), sizes[at : at + 1]) for at in range(4)]
+    for load in loads:
+        list(load(iter(())))
+    assert sum(load.bytes for load in loads) == sum(load.read for load in loads)
+    assert sum(load.bytes for load in loads) <= (tmp_path / "a.parquet").stat().st_size

@@ -197,6 +197,27 @@ def test_what_a_document_says_of_itself_fills_the_declared_fields(tmp_path: Path
     assert row["metadata"]["creation_date"].date().isoformat() == "2024-05-06"
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("plain words", "plain words"),
+        ("'quoted: # text'  # comment", "quoted: # text"),
+        ('"double"', "double"),
+        ("text  # comment", "text"),
+        ("a#b", "a#b"),
+        ("it's", "it's"),
+        (">-\n  folded", None),
+        ("|\n  block", None),
+        ("[a, b]", None),
+        ("", None),
+    ],
+)
+def test_front_matter_gives_scalars_of_one_line(tmp_path: Path, written: str, read: str | None) -> None:
+    (tmp_path / "a.md").write_text(f"---\nauthor: {written}\n---\ntext\n")
+    [row], notices = load(tmp_path, metadata=FIELDS)
+    assert (row["metadata"]["author"], notices) == (read, [])
+
+
 def test_a_field_of_a_document_that_does_not_fit_is_a_conflict(tmp_path: Path) -> None:
     (tmp_path / "a.md").write_text("---\nyear: last\n---\ntext\n")
     (tmp_path / "b.html").write_text("<meta name=year content=2001><p>text")

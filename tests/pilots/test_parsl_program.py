@@ -167,19 +167,44 @@ def htex(provider: Any = None, **options: Any) -> HighThroughputExecutor:
 
 def test_an_executor_has_workers_as_its_pools_will_count_them() -> None:
     cores = os.cpu_count() or 1
-    assert workers_of(htex(max_workers_per_node=2, cores_per_worker=0.1), cores=1, scales=True) == 4
-    assert workers_of(htex(max_workers_per_node=2, cores_per_worker=0.1), cores=1, scales=False) == 2
-    assert workers_of(htex(), cores=1, scales=False) == cores
-    assert workers_of(htex(max_workers_per_node=100), cores=1, scales=False) == cores
-    assert workers_of(htex(max_workers_per_node=100, cores_per_worker=cores), cores=1, scales=False) == 1
+    assert workers_of(htex(max_workers_per_node=2, cores_per_worker=0.1), cores=1, memory=64 << 30, scales=True) == 4
+    assert workers_of(htex(max_workers_per_node=2, cores_per_worker=0.1), cores=1, memory=64 << 30, scales=False) == 2
+    assert workers_of(htex(), cores=1, memory=64 << 30, scales=False) == cores
+    assert workers_of(htex(max_workers_per_node=100), cores=1, memory=64 << 30, scales=False) == cores
+    assert (
+        workers_of(htex(max_workers_per_node=100, cores_per_worker=cores), cores=1, memory=64 << 30, scales=False) == 1
+    )
     three = {"nodes_per_block": 3, "init_blocks": 1, "max_blocks": 1}
     slurm = SlurmProvider(**three, launcher=SrunLauncher())
-    assert workers_of(htex(slurm, cores_per_worker=4), cores=32, scales=True) == 24
+    assert workers_of(htex(slurm, cores_per_worker=4), cores=32, memory=64 << 30, scales=True) == 24
     slurm = SlurmProvider(**three, launcher=SrunLauncher(), cores_per_node=8)
-    assert workers_of(htex(slurm, cores_per_worker=4), cores=32, scales=True) == 6
-    assert workers_of(htex(SlurmProvider(**three), cores_per_worker=4), cores=32, scales=True) == 8
-    assert workers_of(ThreadPoolExecutor(max_threads=3), cores=1, scales=False) == 3
-    assert workers_of(object(), cores=1, scales=False) is None
+    assert workers_of(htex(slurm, cores_per_worker=4), cores=32, memory=64 << 30, scales=True) == 6
+    assert workers_of(htex(SlurmProvider(**three), cores_per_worker=4), cores=32, memory=64 << 30, scales=True) == 8
+    assert workers_of(ThreadPoolExecutor(max_threads=3), cores=1, memory=64 << 30, scales=False) == 3
+    assert workers_of(object(), cores=1, memory=64 << 30, scales=False) is None
+
+
+def test_memory_and_parallelism_bound_the_workers_too() -> None:
+    cores = os.cpu_count() or 1
+    assert workers_of(htex(mem_per_worker=64), cores=1, memory=64 << 30, scales=False) == 1
+    assert workers_of(htex(mem_per_worker=0.5), cores=1, memory=64 << 30, scales=False) == cores
+    timid = LocalProvider(min_blocks=0, init_blocks=1, max_blocks=4, parallelism=0.5)
+    assert workers_of(htex(timid), cores=1, memory=64 << 30, scales=True) == cores
+
+
+def test_a_run_that_waits_for_workers_can_be_cancelled() -> None:
+    executor = ThreadPoolExecutor(max_threads=2)
+
+    def cancel() -> None:
+        raise aaflow.errors.RunCancelled("a person cancelled it")
+
+    with all_at_once({executor: 2}, 1, lambda: None):
+        with pytest.raises(aaflow.errors.RunCancelled), all_at_once({executor: 2}, 2, cancel):
+            pytest.fail("there was no room")
+        with all_at_once({executor: 2}, 1, cancel):
+            pass
+    with all_at_once({executor: 2}, 2, cancel):
+        pass
 
 
 def test_fewer_workers_than_groups_are_refused_and_an_unknown_executor_is_not() -> None:
@@ -195,7 +220,7 @@ def test_runs_get_all_their_workers_at_once_and_all_get_them(most: int, wanted: 
     executor, lock, running, peak = ThreadPoolExecutor(max_threads=most), threading.Lock(), [0], [0]
 
     def run(groups: int) -> None:
-        with all_at_once({executor: most}, groups):
+        with all_at_once({executor: most}, groups, lambda: None):
             with lock:
                 running[0] += groups
                 peak[0] = max(peak[0], running[0])

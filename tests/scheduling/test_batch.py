@@ -12,7 +12,7 @@ import pytest
 
 from aaflow.errors import PilotError, SiteError
 from aaflow.scheduling import batch
-from aaflow.scheduling.batch import Job, job_script, read_pbs, read_sacct, read_slurm
+from aaflow.scheduling.batch import Job, job_script, pbs_place, read_pbs, read_sacct, read_slurm
 from aaflow.scheduling.site import Node, Site
 
 SITE = Site(
@@ -242,3 +242,11 @@ def test_an_answer_without_the_job_says_nothing() -> None:
     assert read_slurm("12", "slurm_load_jobs error: Invalid job id specified") is None
     assert read_pbs("7.pbs", '{"Jobs": {}}') is None
     assert read_pbs("7.pbs", "qstat: Unknown Job Id") is None
+
+
+@pytest.mark.parametrize(
+    ("options", "placed"),
+    [("#PBS -l place=pack", False), ("#PBS -l 'place=pack'", False), ("# never -l place=pack", True), ("", True)],
+)
+def test_only_a_directive_of_the_site_takes_the_place_of_ours(options: str, placed: bool) -> None:
+    assert bool(pbs_place(replace(SITE, scheduler="pbs", provider={"scheduler_options": options}))) is placed

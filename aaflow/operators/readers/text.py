@@ -14,6 +14,8 @@ _SETEXT = re.compile(r" {0,3}(?:=+|-+)[ \t]*$")
 _FENCE = re.compile(r" {0,3}(```+|~~~+)")
 _FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*\r?\n", re.DOTALL | re.MULTILINE)
 _FRONT_FIELD = re.compile(r"^([A-Za-z_][\w-]*):[ \t]*(.*)$", re.MULTILINE)
+_QUOTED = re.compile(r"""(["'])(.*)\1[ \t]*(?:#.*)?$""")
+_COMMENT = re.compile(r"[ \t]+#.*$")
 _RST_LINE = re.compile(r"([!-/:-@[-`{-~])\1*$")
 
 #: A title is looked for in this many characters from the beginning.
@@ -53,11 +55,18 @@ def markdown_fields(text: str) -> dict[str, str]:
     """The scalars of the front matter, and the first heading outside of code where that has no title."""
     fields: dict[str, str] = {}
     if front := _FRONT_MATTER.match(text):
-        found = {name: value.strip().strip("\"'") for name, value in _FRONT_FIELD.findall(front[1])}
+        found = {name: _scalar(value.strip()) for name, value in _FRONT_FIELD.findall(front[1])}
         fields = {name: value for name, value in found.items() if value}
         text = text[front.end() :]
     title = fields.get("title") or _first_heading(text)
     return {**fields, "title": title} if title else fields
+
+
+def _scalar(value: str) -> str:
+    """A plain or quoted YAML scalar of one line, without its comment; empty for anything else."""
+    if quoted := _QUOTED.match(value):
+        return quoted[2]
+    return "" if value[:1] in ("|", ">", "[", "{", "&", "*", "!", "#") else _COMMENT.sub("", value)
 
 
 def _first_heading(text: str) -> str | None:
