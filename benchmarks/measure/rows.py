@@ -78,7 +78,9 @@ def sums(moved: pa.Table) -> list[int]:
 def _content(column: pa.Array) -> npt.NDArray[np.uint8]:
     """The bytes of a column's values, without those of rows beside its slice."""
     if pa.types.is_fixed_size_list(column.type):
-        return np.asarray(column.flatten().to_numpy().view(np.uint8))
+        # Not flatten(): that of pyarrow 9 gives the values of all rows, also for a slice.
+        width = column.type.list_size
+        return np.asarray(column.values.slice(column.offset * width, len(column) * width).to_numpy().view(np.uint8))
     width = np.int64 if pa.types.is_large_binary(column.type) or pa.types.is_large_string(column.type) else np.int32
     offsets = np.frombuffer(column.buffers()[1], width)[column.offset : column.offset + len(column) + 1]
     return np.frombuffer(column.buffers()[2], np.uint8)[offsets[0] : offsets[-1]]
