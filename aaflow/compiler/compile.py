@@ -22,8 +22,8 @@ from aaflow.workflow import Workflow
 
 #: Units that ``upsert`` commits at the same time: one computes while others wait for the disk.
 COMMITS_AT_ONCE = 2
-#: The domain that decides the slot of a fused stage is the most demanding one.
-_DEMAND = (Domain.CPU_PARTITION, Domain.AGGREGATION, Domain.BATCH_WRITE, Domain.VECTOR_SHARD, Domain.BATCH_WORKER)
+#: The domain that decides the slot of a fused stage is the most demanding one: where shards are searched, their memory.
+_DEMAND = (Domain.CPU_PARTITION, Domain.AGGREGATION, Domain.BATCH_WRITE, Domain.BATCH_WORKER, Domain.VECTOR_SHARD)
 
 
 def compile_workflow(

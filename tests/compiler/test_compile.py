@@ -325,8 +325,8 @@ def test_a_retrieval_has_the_partitions_of_its_index_and_no_listing(site: MakeSi
     assert plan.partitions == 8
     assert plan.listing is None
     assert [stage.name for stage in plan.stages] == ["queries+embed+retrieve"]
-    assert plan.stages[0].domain == "batch-worker"
-    assert [stage.domain for stage in place(plan, site()).plan.stages] == ["batch-worker"]
+    assert plan.stages[0].domain == "vector-shard"
+    assert [stage.domain for stage in place(plan, site()).plan.stages] == ["vector-shard"]
 
 
 def test_questions_are_embedded_by_the_model_of_the_index(site: MakeSite, tmp_path: Path) -> None:

@@ -44,8 +44,8 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_the_main_job_shows_plan_answers_with_sources_and_where_the_time_went(shown: tuple[Path, str]) -> None:
     _, said = shown
-    assert "Stage load+transform+embed+upsert: 2 rank(s)" in said
-    assert "Stage queries+embed+retrieve: 2 rank(s)" in said
+    assert "Stage load+transform+embed+upsert: 2 rank(s), slots for batch-worker" in said
+    assert "Stage queries+embed+retrieve: 2 rank(s), slots for vector-shard" in said
     first = said[said.index("How do I parse an ISO 8601 date?") :]
     best = re.search(r"│ (0\.\d{3}) │ (\S+)", first)
     assert best is not None
