@@ -65,12 +65,12 @@ comm = MpiCommunicator()
 counting = Counting(comm._comm)
 comm._comm = comm._transport._comm = counting  # type: ignore[assignment]
 held = comm.shuffle(mine, targets)
-check(comm.shuffle(mine, targets), comm.rank)
+for _ in range(10):  # MPI's own queues grow at first
+    check(comm.shuffle(mine, targets), comm.rank)
 before = shared_memory()
 for _ in range(10):
     check(comm.shuffle(mine, targets), comm.rank)
-# Ten times as much as is sent would be touched; MPI's own queues may grow by some 300 KiB on a busy machine.
-assert shared_memory() - before < 2 * mine.nbytes, "every shuffle touched new memory"
+assert shared_memory() - before < mine.nbytes // 2, "every shuffle touched new memory"
 check(held, comm.rank)
 del comm
 check(held, world.rank)

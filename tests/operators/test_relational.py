@@ -62,7 +62,6 @@ def test_a_filter_keeps_true_rows_and_all_that_is_no_row(tmp_path: Path) -> None
     assert items[1] == Item(3, 4, last=True)
 
 
-@pytest.mark.skipif(not hasattr(pc.Expression, "to_substrait"), reason="of a newer pyarrow")
 def test_an_expression_of_pyarrow_filters_too(tmp_path: Path) -> None:
     where = (pc.field("metadata", "year") > 2000) & pc.field("source").isin(["a", "b"])
     operator = loaded(tmp_path).filter(where).operator
