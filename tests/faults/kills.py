@@ -392,8 +392,11 @@ def _wrong_words(outcome: Outcome, out: str) -> Iterator[str]:
 
 
 def role_of(process: Process) -> str:
-    """What a process is in a run, by its command; the driver is known by its pid."""
-    name, line = processes.command_name(process.pid), command_line(process)
+    """What a process is in a run, by its command; the driver is known by its pid.
+
+    The command line is read first: between the two a keeper's child may become a launcher, whose line has a rank's words.
+    """
+    line, name = command_line(process), processes.command_name(process.pid)
     if name in _PROXIES:
         return "proxy"
     if name.startswith(("mpiexec", "mpirun", "srun")):

@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,6 +36,15 @@ def part(streaming: Streaming, role: str, stage: str) -> Process | None:
     return next(found, None)
 
 
+def wait_for_part(streaming: Streaming, command: subprocess.Popen[str], role: str, stage: str) -> Process:
+    found = None
+    while found is None:
+        assert command.poll() is None, command.communicate()
+        time.sleep(0.02)
+        found = part(streaming, role, stage)
+    return found
+
+
 def wait_until_gone(streaming: Streaming) -> None:
     wait_for(lambda: not streaming.alive(), BUDGET)
     assert list(streaming.temporary.rglob("*")) == []
@@ -56,9 +66,7 @@ def test_who_dies_while_the_ranks_find_each_other_ends_the_run(
     streaming: Streaming, role: str, says: str | None
 ) -> None:
     command = streaming.begin("local", RANKS)
-    wait_for(lambda: part(streaming, "rank", "upsert") or command.poll() is not None)
-    late = part(streaming, "rank", "upsert")
-    assert late is not None
+    late = wait_for_part(streaming, command, "rank", "upsert")
     os.kill(late.pid, signal.SIGSTOP)  # it never says where it listens
     wait_for(lambda: len(list(streaming.run_folders()[-1].glob("edges/*/*.json"))) == len(RANKS) - 2)
     victim = processes.find_process(command.pid) if role == "driver" else part(streaming, role, "upsert")
