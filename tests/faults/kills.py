@@ -394,7 +394,7 @@ def _wrong_words(outcome: Outcome, out: str) -> Iterator[str]:
 def role_of(process: Process) -> str:
     """What a process is in a run, by its command; the driver is known by its pid.
 
-    The command line is read first: between the two a keeper's child may become a launcher, whose line has a rank's words.
+    The command line is read first: a keeper's child may become a launcher in between, whose line has a rank's words.
     """
     line, name = command_line(process), processes.command_name(process.pid)
     if name in _PROXIES:
