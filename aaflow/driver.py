@@ -319,7 +319,7 @@ def _take(stage: str, task: Future[str], told: Future[Any], pilot: Pilot, folder
         return
     if isinstance(error, AaflowError):
         raise error
-    _check(pilot, [stage], folder)
+    _check(pilot, [stage], folder, anew=True)
     wait([told], timeout=KEEPER_SECONDS)
     if told.done():
         told.result()

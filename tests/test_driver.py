@@ -10,7 +10,7 @@ import pytest
 
 import aaflow
 from aaflow import driver
-from aaflow.errors import IndexLocked, InputError, PilotError, RunError, StageError, VectorIndexError
+from aaflow.errors import IndexLocked, InputError, JobEnded, PilotError, RunError, StageError, VectorIndexError
 from aaflow.index import IndexSpec, Writer, open_index
 from aaflow.launchorder import allocated_nodes, import_folders
 from aaflow.pilot import LocalPilot, find_pilot
@@ -22,8 +22,8 @@ class Engine:
 
     name = "test"
 
-    def __init__(self, failure: BaseException | None = None, dies: bool = False) -> None:
-        self.failure, self.dies = failure, dies
+    def __init__(self, failure: BaseException | None = None, dies: bool = False, job: JobEnded | None = None) -> None:
+        self.failure, self.dies, self.job = failure, dies, job
         self.asked: list[str] = []
 
     def start(self, placement: aaflow.Placement, lease: object) -> None:
@@ -41,6 +41,8 @@ class Engine:
     def check(self, *, anew: bool = False) -> None:
         if self.dies:
             raise PilotError("the engine died")
+        if anew and self.job is not None:
+            raise self.job
 
     def status(self) -> str:
         return ""
@@ -74,6 +76,16 @@ def test_an_engine_that_dies_ends_the_run(placement: aaflow.Placement, tmp_path:
     with pytest.raises(PilotError, match="the engine died"):
         aaflow.run(placement, engine, run_folder=tmp_path / "runs")
     assert engine.asked[-1] == "close"
+
+
+@pytest.mark.parametrize("failure", [StageError("a rank died", stage="load"), RuntimeError("the workers are missing")])
+def test_a_failure_is_blamed_on_the_batch_job_that_ended(
+    placement: aaflow.Placement, tmp_path: Path, failure: Exception
+) -> None:
+    engine = Engine(failure, job=JobEnded("job 7 reached its walltime", job="7", walltime=True))
+    with pytest.raises(JobEnded, match=r"job 7 reached its walltime before stage 'load'.* was done") as raised:
+        aaflow.run(placement, engine, run_folder=tmp_path / "runs")
+    assert raised.value.walltime
 
 
 def test_groups_that_committed_nothing_publish_nothing(placement: aaflow.Placement, tmp_path: Path) -> None:

@@ -51,6 +51,8 @@ class ClusterFaults(Kills):
     budget = 30.0
 
     _cluster: VirtualCluster
+    #: When a person cancelled a job that waited for a lost node.
+    _cancelled = 0.0
 
     @contextlib.contextmanager
     def _copy(self, name: str) -> Iterator[Streaming]:
@@ -95,9 +97,14 @@ class ClusterFaults(Kills):
         while command.poll() is None and time.monotonic() < deadline:
             waiting = self._cluster.run(["squeue", "--noheader", "--states=PENDING", "--format=%i %r"]).stdout
             if "DOWN" in waiting:
+                self._cancelled = time.monotonic()
                 self._cluster.run(["scancel", "--user=root"])
                 return
             time.sleep(0.5)
+
+    def _ending_since(self, killed: float) -> float:
+        # Slurm takes back a job that it gave to a lost node, and lets it wait for a minute first.
+        return max(killed, self._cancelled)
 
     def _left(self, outcome: Outcome, since: int) -> list[str]:
         """Jobs, and files in the memory of nodes that are still there, when Slurm has had its time to end the job."""

@@ -284,6 +284,10 @@ class Kills:
         """What is left outside of the ingestion's own folders of a run that was struck after ``since`` (ns)."""
         return [f"left: {path}" for path in hydrafiles.orphans(since)] if self._alone else []
 
+    def _ending_since(self, killed: float) -> float:
+        """From when on a run that was struck at ``killed`` has its budget for its end."""
+        return killed
+
     def _watch_end(
         self,
         ingestion: Streaming,
@@ -301,7 +305,7 @@ class Kills:
             if late > (PATIENCE if command.poll() is None else self.budget + 20):
                 break
             time.sleep(0.05)
-        outcome.seconds, outcome.load = time.monotonic() - killed, os.getloadavg()[0]
+        outcome.seconds, outcome.load = time.monotonic() - self._ending_since(killed), os.getloadavg()[0]
         if alive:
             return [f"alive after {outcome.seconds:.1f} s: {[(p.pid, command_line(p)) for p in alive]}"]
         out, err = command.communicate()
