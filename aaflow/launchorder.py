@@ -1,6 +1,7 @@
 """Launch orders: what a run folder holds for each stage, and what every pilot's task does with it.
 
-An engine's worker imports this module and has to start fast.
+An engine's worker imports this module and has to start fast: what composes the launch command is imported while the
+group's keeper starts.
 """
 
 from __future__ import annotations
@@ -10,20 +11,21 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aaflow.runtime.group import run_group
-from aaflow.scheduling.launch import TaskGroup, by_batch_system, compose, find_launcher
-from aaflow.scheduling.slot import Accelerators, Slot
 
 if TYPE_CHECKING:
+    from aaflow.runtime.group import Command
     from aaflow.scheduling.placement import Placement
+    from aaflow.scheduling.slot import Slot
 
 
 def write_launch_orders(placement: Placement, folder: Path) -> None:
     """Write, for each stage, what :func:`start_stage` needs: small JSON, so that an engine's worker starts fast."""
+    from dataclasses import asdict
+
     from aaflow.scheduling.environment import link_aaflow
 
     orders = folder / "launch"
@@ -71,6 +73,13 @@ def start_stage(run_folder: str, stage: str) -> str:
         StageError: the group did not do its work.
         SiteError: the launcher is unknown or missing.
     """
+    return json.dumps(run_group(run_folder, stage, lambda: _composed(run_folder, stage)).to_json())
+
+
+def _composed(run_folder: str, stage: str) -> Command:
+    """The launch command of a stage's group in this allocation, and its variables."""
+    from aaflow.scheduling.launch import TaskGroup, by_batch_system, compose, find_launcher
+
     order = json.loads(Path(run_folder, "launch", f"{stage}.json").read_text(encoding="utf-8"))
     slots = tuple(_slot(slot) for slot in order["slots"])
     python = order["python"] or sys.executable
@@ -81,10 +90,12 @@ def start_stage(run_folder: str, stage: str) -> str:
     launch = compose(
         order["launcher"], group, nodes, order["options"], program=find_launcher(order["launcher"], python)
     )
-    return json.dumps(run_group(run_folder, stage, launch.argv, launch.environment).to_json())
+    return launch.argv, launch.environment
 
 
 def _slot(data: Mapping[str, Any]) -> Slot:
+    from aaflow.scheduling.slot import Accelerators, Slot
+
     seen = data["accelerators"]
     accelerators = Accelerators(seen["kind"], tuple(seen["ids"]), seen["variable"]) if seen else None
     return Slot(data["node"], tuple(data["cores"]), accelerators, data["memory"])

@@ -3,11 +3,12 @@
     python benchmarks/dataplane.py [--quick] [--case NAME …] [--rounds N] [--json FILE] [--plot FILE]
 
 edge: one producer and one consumer, a process and a core each; batches of rows with an id, a text of about 800 bytes
-and a vector of 384 floats; the consumer reads every byte where it lies. aaflow's edge in shared memory (also with the
-vectors written in place), beside: the machine's own **memcpy** (the same buffers copied once into shared memory used
-before, and read: no Arrow; an edge could reach that at most), **iceoryx2** with Arrow streams, a **fresh file** in
-memory for every batch, **pickle 5 out of band** over a Unix socket into buffers used again, and plain **pickle** over
-one.
+and a vector of 384 floats; the consumer reads every byte where it lies. aaflow's edge in shared memory, beside: the
+machine's own **memcpy** (the same buffers copied once into shared memory used before, and read: no Arrow), **iceoryx2**
+with Arrow streams, a **fresh file** in memory for every batch, **pickle 5 out of band** over a Unix socket into buffers
+used again, and plain **pickle** over one.
+computed: the same, but every producer also computes the vectors of every batch, by one kernel: aaflow's into memory of
+the edge, as ``embed`` does, all others into memory of their own that they use again, to send them from there.
 network: the same over the loopback interface: aaflow's edge between nodes beside raw **ZeroMQ** that sends the bare
 buffers as frames, both without and with CURVE.
 shuffle: a table in the memory of 2 and of 4 ranks, every row to a rank by chance: the communicator ``mpi`` beside
@@ -30,6 +31,7 @@ not installed (``pip install 'aaflow[bench]'``; pycylon is not on PyPI) or fail 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -55,7 +57,7 @@ CALM = 0.10
 #: What a peer needs beside aaflow, by the name of a module.
 NEEDS = {"iceoryx2": "iceoryx2", "dask": "distributed", "ray": "ray", "cylon": "pycylon"}
 CLUSTERS = ("dask", "ray")
-CASES = ("edge", "network", "shuffle", "ingestion")
+CASES = ("edge", "computed", "network", "shuffle", "ingestion")
 
 #: Rows a batch, ranks, a corpus.
 Column = int | str
@@ -115,16 +117,16 @@ def cases(quick: bool, scratch: Path) -> dict[str, Case]:
     against = (("memcpy", 0.7, 16384), ("iceoryx2", None, 0), ("fresh file", 4, 0), ("pickle 5 out of band", 2, 0))
     peers = (*against, ("pickle", 10, 0))
     few = (2,) if quick else (2, 4)
+
+    def one_way(ours: str, *, computed: bool) -> Case:
+        names = ("memcpy", ours, "iceoryx2", "fresh file", "pickle 5 out of band", "pickle")
+        targets = tuple(Target(ours, *each) for each in peers)
+        once = functools.partial(flow, sizes=edge, computed=computed, **how)
+        return Case(names, edge, "rows a batch", "GB/s", 2 if quick else 5, targets, once)
+
     return {
-        "edge": Case(
-            ("memcpy", "edge", "edge, in place", "iceoryx2", "fresh file", "pickle 5 out of band", "pickle"),
-            edge,
-            "rows a batch",
-            "GB/s",
-            2 if quick else 5,
-            tuple(Target(ours, *each) for ours in ("edge", "edge, in place") for each in peers),
-            lambda name: flow(name, edge, **how),
-        ),
+        "edge": one_way("edge", computed=False),
+        "computed": one_way("edge, in place", computed=True),
         "network": Case(
             ("edge, TCP", "ZeroMQ", "edge, TCP, CURVE", "ZeroMQ, CURVE"),
             network,
@@ -202,7 +204,9 @@ def main() -> None:
     )
     parser.add_argument("--case", action="append", choices=CASES, help="may be repeated")
     parser.add_argument(
-        "--rounds", type=int, help="that count; by default 5, 3 of shuffle and ingestion; with --quick 1, 2 of edge"
+        "--rounds",
+        type=int,
+        help="that count; by default 5, 3 of shuffle and ingestion; with --quick 1, 2 of edge and computed",
     )
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--plot", type=Path, help="draw them there: .png, .svg or .pdf")

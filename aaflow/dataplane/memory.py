@@ -56,7 +56,36 @@ def _copy(typing_context: Any, target: Any, source: Any, length: Any) -> Any:
     return numba_types.void(int64, int64, int64), generate
 
 
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def _stream16(typing_context: Any, target: Any, source: Any) -> Any:
+    """Copy 16 bytes to an address that is a multiple of 16, past the caches."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = ir.VectorType(ir.IntType(64), 2).as_pointer()
+        value = builder.load(builder.inttoptr(args[1], pointer))
+        value.align = 1
+        stored = builder.store(value, builder.inttoptr(args[0], pointer))
+        stored.align = 16
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return numba_types.void(numba_types.int64, numba_types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator, unused-ignore]
+def _fence(typing_context: Any) -> Any:
+    """What was stored before is seen by others before what is stored after."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return numba_types.void(), generate
+
+
 _move: Any = _copy
+stream16: Any = _stream16
+fence: Any = _fence
 load8, load16, load32, load64 = (_load(bits) for bits in (8, 16, 32, 64))
 store8, store16, store32, store64 = (_store(bits) for bits in (8, 16, 32, 64))
 
@@ -65,6 +94,23 @@ store8, store16, store32, store64 = (_store(bits) for bits in (8, 16, 32, 64))
 def move(target: Any, source: Any, length: Any) -> None:
     """Copy ``length`` bytes between places that don't overlap."""
     _move(target, source, length)
+
+
+@kernel
+def stream(target: Any, source: Any, length: Any) -> None:
+    """:func:`move` past the caches, to a multiple of 16.
+
+    For more than a cache holds until it is read: what is written need not be read from memory before, a third less for
+    the memory to do.
+    """
+    whole = length & ~numba.int64(63)
+    for at in range(0, whole, 64):
+        stream16(target + at, source + at)
+        stream16(target + at + 16, source + at + 16)
+        stream16(target + at + 32, source + at + 32)
+        stream16(target + at + 48, source + at + 48)
+    _move(target + whole, source + whole, length - whole)
+    fence()  # such stores are not in order with those that tell the reader
 
 
 @kernel

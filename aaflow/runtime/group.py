@@ -2,7 +2,8 @@
 
 :func:`run_group` is what a pilot calls on the node that starts the group; it watches the keeper, and the keeper
 watches it (see :mod:`aaflow.runtime.keeper` for who notices what). A rank calls :func:`keep_node` before ``MPI_Init``
-and :func:`register_rank` after it. Imports are kept small: an engine's worker imports this.
+and :func:`register_rank` after it. Imports are kept small: an engine's worker imports this, and what it needs only
+later it imports while the keeper's own interpreter starts.
 """
 
 from __future__ import annotations
@@ -14,16 +15,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from aaflow.errors import RunError
-from aaflow.runtime import processes, records, sharedfiles
-from aaflow.runtime.cleaning import clean_group
-from aaflow.runtime.ending import GroupResult, signal_name, stage_error
+from aaflow.runtime import processes, records
+
+if TYPE_CHECKING:
+    from aaflow.runtime.ending import GroupResult
+
+#: A launch command, and variables on top of the caller's.
+Command = tuple[Sequence[str], Mapping[str, str]]
 
 
-def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Mapping[str, str]) -> GroupResult:
+def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> GroupResult:
     """Run the task group of a stage and return when nothing of it is left on this node.
 
     The launch command runs under a keeper. When the caller dies, the keeper sees the end of its pipe and ends the
@@ -32,8 +37,7 @@ def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Map
     Args:
         run_folder: folder of a run whose driver holds an :class:`aaflow.runtime.lease.RunLease`.
         stage: name of the stage.
-        argv: the launch command.
-        environment: variables on top of those of this process.
+        compose: gives the launch command and its variables; called while the keeper starts.
 
     Raises:
         StageError: the group did not do its work; names the stage, the rank that failed first and the log.
@@ -45,9 +49,15 @@ def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Map
     if driver is None or "ended" in driver:
         raise RunError(f"stage {stage!r}: the run in {run_folder} has ended or never began; start a new one")
     _forget_earlier(run_folder, stage)
-    order = json.dumps({"argv": list(argv), "environment": {**_inherited(), **environment}})
     since = time.time_ns()
     keeper = start_keeper(run_folder, stage, "group", run=str(driver["run"]))
+    try:
+        order = _order(compose)
+    except BaseException:
+        keeper.kill()  # it waits for its order, and has told nobody of itself
+        _close(keeper)
+        keeper.wait()
+        raise
     try:
         # A keeper that is dead already says so by its exit.
         with contextlib.suppress(BrokenPipeError):
@@ -57,6 +67,8 @@ def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Map
         # Where the caller is interrupted, the end of the pipe makes the keeper end the group.
         _close(keeper)
         keeper.wait()
+    from aaflow.runtime.ending import GroupResult, stage_error
+
     record = records.read(records.group_path(run_folder, stage))
     if record is None:
         result = _after_keeper(run_folder, stage, str(driver["run"]), keeper.returncode, since)
@@ -65,6 +77,11 @@ def run_group(run_folder: str, stage: str, argv: Sequence[str], environment: Map
     if not result.succeeded:
         raise stage_error(run_folder, result)
     return result
+
+
+def _order(compose: Callable[[], Command]) -> str:
+    argv, environment = compose()
+    return json.dumps({"argv": list(argv), "environment": {**_inherited(), **environment}})
 
 
 def _inherited() -> dict[str, str]:
@@ -131,6 +148,8 @@ def _forget_earlier(run_folder: str, stage: str) -> None:
 
 def _after_keeper(run_folder: str, stage: str, run: str, code: int, since: int) -> GroupResult:
     """End a group whose keeper is dead, and say so."""
+    from aaflow.runtime.cleaning import clean_group
+    from aaflow.runtime.ending import GroupResult, signal_name
 
     def find() -> list[processes.Process]:
         return processes.find_marked(processes.GROUP, f"{run}/{stage}")
@@ -142,8 +161,10 @@ def _after_keeper(run_folder: str, stage: str, run: str, code: int, since: int) 
 
 def register_rank(run_folder: str, stage: str, rank: int) -> None:
     """Say in ``ranks/<stage>.<rank>.json`` what this rank is and which shared memory it maps; after ``MPI_Init``."""
+    from aaflow.runtime import sharedfiles
+
     shared = sorted(sharedfiles.mapped_by(os.getpid()), key=lambda file: file.path)
-    record = {**processes.identity(), "rank": rank, "shared": [asdict(file) for file in shared]}
+    record = {**processes.identity(), "rank": rank, "shared": [vars(file) for file in shared]}
     path = os.path.join(run_folder, "ranks", f"{records.check_stage(stage)}.{rank}.json")
     records.write(path, record)
 

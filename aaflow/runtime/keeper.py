@@ -38,7 +38,10 @@ from aaflow.runtime.wakeup import Wakeup
 
 def launch_group(run_folder: str, stage: str, run: str) -> Launch | str:
     """Start a group, or say why it can't be started; what to start is a line of JSON on stdin."""
-    order = json.loads(sys.stdin.buffer.readline())
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return "the process that started it died"
+    order = json.loads(line)
     environment = processes.marked(order["environment"], run=run, stage=stage)
     environment[processes.KEEPER] = json.dumps(processes.this_node()._asdict())
     try:

@@ -67,6 +67,13 @@ class Channel(ABC):
 
     def __init__(self, end: End) -> None:
         self.end = end
+        self._own: pa.Buffer | None = None
+
+    def memory_for(self, size: int) -> pa.Buffer:
+        """Memory into which the sender computes the vectors of a batch: by default its own, the same for all."""
+        if self._own is None or self._own.size != size:
+            self._own = pa.allocate_buffer(size)
+        return self._own
 
     @abstractmethod
     def send(self, batch: pa.RecordBatch) -> None:

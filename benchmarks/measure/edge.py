@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import zmq
 
@@ -21,7 +20,7 @@ class Edge(Channel):
     Args:
         end: the end.
         sender: which.
-        in_place: the sender writes vectors into memory that the edge allocates, as ``embed`` does.
+        in_place: the sender computes vectors into memory that the edge allocates, as ``embed`` does.
         network: the form between nodes, over the loopback interface.
         encrypted: with CURVE.
     """
@@ -46,19 +45,18 @@ class Edge(Channel):
             self._receiver = self._endpoint.receive_from(spec, {0: form})
         self._endpoint.connect(_SECONDS)
 
-    def send(self, batch: pa.RecordBatch) -> None:
+    def memory_for(self, size: int) -> pa.Buffer:
         """See :class:`Channel`."""
-        self._sender.send(Message(b"", (self._placed(batch) if self._in_place else batch,)))
-
-    def _placed(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """The batch with its vectors in the edge's own memory: one copy, which stands for computing them there."""
-        floats = batch["vector"].values.buffers()[1]
-        memory = self._sender.allocate(floats.size)
+        if not self._in_place:
+            return super().memory_for(size)
+        memory = self._sender.allocate(size)
         if memory is None:
             raise SystemExit("the edge gave no memory for vectors that fit its buffers")
-        np.copyto(np.frombuffer(memory, np.uint8), np.frombuffer(floats, np.uint8))
-        column = rows.vectors(memory, batch.num_rows)
-        return pa.record_batch([batch["id"], batch["text"], column], schema=batch.schema)
+        return memory
+
+    def send(self, batch: pa.RecordBatch) -> None:
+        """See :class:`Channel`."""
+        self._sender.send(Message(b"", (batch,)))
 
     def finish(self) -> None:
         """See :class:`Channel`."""

@@ -29,6 +29,7 @@ class Job:
     Attributes:
         sizes: rows of a batch, measured one after the other.
         pool: rows in different batches at least, so that no cache holds what is sent.
+        computed: the sender computes the vectors of every batch, into memory that the channel gives it.
         seconds: to send for, each.
         least: batches to send at least, each.
         cores: of the sender and of the receiver.
@@ -38,6 +39,7 @@ class Job:
 
     sizes: list[int]
     pool: int
+    computed: bool
     seconds: float
     least: int
     cores: list[int]
@@ -111,15 +113,21 @@ def main() -> None:
 
 
 def _send(channel: Channel, control: socket.socket, batches: list[pa.RecordBatch], job: Job) -> None:
-    sums = [rows.read_all(batch) for batch in batches]
+    def made(number: int, memory: Callable[[int], pa.Buffer] = channel.memory_for) -> pa.RecordBatch:
+        batch = batches[number % len(batches)]
+        if not job.computed:
+            return batch
+        return rows.computed(batch, memory(batch.num_rows * rows.DIMENSION * 4), number % len(batches))
+
+    sums = [rows.read_all(made(number, pa.allocate_buffer)) for number in range(len(batches))]
     for number in range(2 * BUFFERS):
-        channel.send(batches[number % len(batches)])
+        channel.send(made(number))
     _say(control, 2 * BUFFERS)
     control.recv(1, socket.MSG_WAITALL)
     began, cpu = time.monotonic(), time.process_time()
     count = moved = 0
     while count < job.least or time.monotonic() - began < job.seconds:
-        channel.send(batches[count % len(batches)])
+        channel.send(made(count))
         moved += batches[count % len(batches)].nbytes
         count += 1
     channel.finish()

@@ -25,9 +25,16 @@ _TIMES = 3
 
 
 def flow(
-    name: str, sizes: Sequence[int], *, seconds: float, least: int, cores: Sequence[int], pool: int = 65536
+    name: str,
+    sizes: Sequence[int],
+    *,
+    computed: bool = False,
+    seconds: float,
+    least: int,
+    cores: Sequence[int],
+    pool: int = 65536,
 ) -> dict[int, Mapping[str, float]]:
-    """Send batches through a channel (:data:`measure.flow.CHANNELS`).
+    """Send batches through a channel (:data:`measure.flow.CHANNELS`); see :class:`measure.flow.Job`.
 
     Returns:
         By size in rows: ``rate`` in GB/s, ``batches``, ``bytes`` of their columns, ``seconds``, ``cpu`` seconds of both
@@ -45,7 +52,14 @@ def flow(
         tempfile.TemporaryDirectory(prefix=prefix) as folder,
         tempfile.TemporaryDirectory(prefix=prefix, dir="/dev/shm") as memory,
     ):
-        job = {"sizes": list(sizes), "seconds": seconds, "least": least, "cores": list(cores), "pool": pool}
+        job = {
+            "sizes": list(sizes),
+            "computed": computed,
+            "seconds": seconds,
+            "least": least,
+            "cores": list(cores),
+            "pool": pool,
+        }
         job |= {"shared": shared, "folder": folder, "memory": memory}
         try:
             if name == "memcpy":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -33,6 +34,20 @@ def vectors(floats: pa.Buffer, rows: int) -> pa.Array:
     """The vector column over ``rows * DIMENSION`` float32 that lie in ``floats``."""
     items = pa.Array.from_buffers(pa.float32(), rows * DIMENSION, [None, floats])
     return pa.FixedSizeListArray.from_arrays(items, type=SCHEMA.field("vector").type)
+
+
+@numba.njit(nogil=True)  # type: ignore[untyped-decorator, unused-ignore]
+def compute(floats: npt.NDArray[np.float32], seed: int) -> None:
+    """Compute vectors, at about the rate at which memory is written."""
+    mixed = np.uint32(seed * 2654435761)
+    for at in range(floats.shape[0]):
+        floats[at] = np.float32((np.uint32(at) * np.uint32(40503) + mixed) & np.uint32(0xFFFF)) * np.float32(2**-16)
+
+
+def computed(rows: pa.RecordBatch, memory: pa.Buffer, seed: int) -> pa.RecordBatch:
+    """``rows`` with vectors that are computed into ``memory``."""
+    compute(np.frombuffer(memory, np.float32), seed)
+    return pa.record_batch([rows["id"], rows["text"], vectors(memory, rows.num_rows)], schema=SCHEMA)
 
 
 def buffers(rows: pa.RecordBatch) -> Iterator[pa.Buffer]:

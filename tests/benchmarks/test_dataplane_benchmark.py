@@ -16,7 +16,8 @@ from rich.console import Console
 def test_a_channel_brings_every_byte_of_batches_of_all_sizes(name: str) -> None:
     """Its ends compare the sum of what was read with that of what was sent."""
     cores = sorted(os.sched_getaffinity(0))
-    found = flow(name, [64, 1024], seconds=0.0, least=6, cores=[cores[0], cores[-1]], pool=1024)
+    computed = name != "edge, TCP, CURVE"
+    found = flow(name, [64, 1024], computed=computed, seconds=0.0, least=6, cores=[cores[0], cores[-1]], pool=1024)
     assert {size: each["batches"] for size, each in found.items()} == {64: 6, 1024: 6}
     assert all(each["bytes"] > 6 * size * 2000 and each["rate"] > 0 for size, each in found.items())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import hypothesis.strategies as st
 import numpy as np
@@ -12,8 +13,8 @@ import pytest
 from edgeparts import connected, edge, take
 from hypothesis import HealthCheck, given, settings
 
-from aaflow.dataplane.edge import Form, Message
-from aaflow.dataplane.edge.frames import decode, encode, from_plain, plain_buffers, write_stream
+from aaflow.dataplane.edge import Form, Message, frames
+from aaflow.dataplane.edge.frames import decode, encode, from_plain, plain_buffers
 
 TYPES: list[tuple[pa.DataType, st.SearchStrategy[object]]] = [
     (pa.int32(), st.integers(-(2**31), 2**31 - 1)),
@@ -54,8 +55,8 @@ def _batches(draw: st.DrawFn) -> pa.RecordBatch:
     )
 
 
-def _by_memory(batch: pa.RecordBatch, *, in_place: bool) -> pa.RecordBatch:
-    """Through a layout whose plain columns, where asked, stay in memories of their own."""
+def _by_memory(batch: pa.RecordBatch, how: str) -> pa.RecordBatch:
+    """Through a layout whose plain columns are in the stream, stay in memories of their own, or count as large."""
     memories: dict[int, pa.Buffer] = {}
 
     def locate(buffers: list[pa.Buffer]) -> list[tuple[int, int, int]]:
@@ -65,19 +66,18 @@ def _by_memory(batch: pa.RecordBatch, *, in_place: bool) -> pa.RecordBatch:
             places.append((len(memories) - 1, 3, buffer.size))
         return places
 
-    part = encode(batch, locate if in_place else None)
-    if part.rest is not None:
-        memory = np.empty(part.size, np.uint8)
-        write_stream(part.rest, pa.py_buffer(memory))
-        memories[len(memories)] = pa.py_buffer(memory)
-        part.place = (len(memories) - 1, 0, part.size)
+    with mock.patch.object(frames, "_STREAMED_BYTES", 0 if how == "large" else 1 << 40):
+        part = encode(batch, locate if how == "in place" else None)
+    memory = pa.allocate_buffer(64 + part.size)
+    part.write(len(memories), np.frombuffer(memory, np.uint8), 64)
+    memories[len(memories)] = memory
     return decode(json.loads(json.dumps(part.to_json())), batch.schema, memories.__getitem__)
 
 
-@given(batch=_batches(), in_place=st.booleans())
+@given(batch=_batches(), how=st.sampled_from(["stream", "in place", "large"]))
 @settings(deadline=None, max_examples=300)
-def test_a_batch_is_itself_after_its_layout(batch: pa.RecordBatch, in_place: bool) -> None:
-    back = _by_memory(batch, in_place=in_place)
+def test_a_batch_is_itself_after_its_layout(batch: pa.RecordBatch, how: str) -> None:
+    back = _by_memory(batch, how)
     back.validate(full=True)
     assert back.schema.equals(batch.schema)
     assert back.to_pydict() == batch.to_pydict()
@@ -112,8 +112,15 @@ def _batches_of_all(draw: st.DrawFn) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(arrays, schema=ALL).slice(start)
 
 
-@pytest.mark.parametrize("form", list(Form), ids=lambda form: form.value)
-def test_batches_of_every_type_pass_an_edge(tmp_path: Path, form: Form) -> None:
+@pytest.mark.parametrize(
+    ("form", "large"),
+    [(Form.SHARED_MEMORY, 8 << 20), (Form.SHARED_MEMORY, 0), (Form.SOCKET, 8 << 20)],
+    ids=["shared memory", "all columns large", "socket"],
+)
+def test_batches_of_every_type_pass_an_edge(
+    tmp_path: Path, form: Form, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "_STREAMED_BYTES", large)
     with connected(tmp_path, edge(ALL, size=256 << 10), form) as (sender, receiver, *_):
 
         @given(batch=_batches_of_all())

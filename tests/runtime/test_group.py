@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 import aaflow
-from aaflow.errors import RunError, StageError
+from aaflow.errors import RunError, SiteError, StageError
 from aaflow.runtime import leftovers, processes, records, sharedfiles
 from aaflow.runtime.cleaning import registered_files
-from aaflow.runtime.group import run_group
+from aaflow.runtime.group import Command, run_group, start_keeper
 from aaflow.runtime.lease import RunLease
 from aaflow.runtime.processes import Process
 
@@ -51,7 +51,7 @@ import sys
 from aaflow.errors import StageError
 from aaflow.runtime.group import run_group
 try:
-    print(run_group(sys.argv[1], "work", sys.argv[2:], {}))
+    print(run_group(sys.argv[1], "work", lambda: (sys.argv[2:], {})))
 except StageError as error:
     print(error)
 """
@@ -253,7 +253,7 @@ def test_an_undisturbed_group_returns_cleanly_again_and_again(tmp_path: Path) ->
     with RunLease(folder) as lease:
         for _ in range(5):
             told = lease.watch("work")
-            result = run_group(folder, "work", argv, {})
+            result = run_group(folder, "work", lambda: (argv, {}))
             assert result.succeeded
             assert told.result(timeout=5) == result
         assert marked(lease.run) == []
@@ -266,7 +266,7 @@ def test_the_group_gets_the_callers_environment_and_its_own(tmp_path: Path, monk
     monkeypatch.setenv("INHERITED", "yes")
     code = "import os, json; print(json.dumps(dict(os.environ)))"
     with RunLease(str(tmp_path)) as lease:
-        run_group(str(tmp_path), "work", [sys.executable, "-c", code], {"ADDED": "x" * 100_000})
+        run_group(str(tmp_path), "work", lambda: ([sys.executable, "-c", code], {"ADDED": "x" * 100_000}))
         run = lease.run
     seen = json.loads((tmp_path / "logs/work.out").read_text())
     assert seen["INHERITED"] == "yes"
@@ -287,7 +287,7 @@ MPI.COMM_WORLD.Barrier()
 MPI.COMM_WORLD.Abort(3)
 """
     with RunLease(str(tmp_path)), pytest.raises(StageError) as caught:
-        run_group(str(tmp_path), "work", mpiexec(2, code, str(tmp_path)), {})
+        run_group(str(tmp_path), "work", lambda: (mpiexec(2, code, str(tmp_path)), {}))
     assert str(caught.value).startswith("stage 'work' failed on rank 1: ValueError: bad row 1 (at rows.py:7); log: ")
     assert caught.value.rank == 1
     assert caught.value.log == str(tmp_path / "logs/work.out")
@@ -309,27 +309,54 @@ time.sleep(3600)
         RunLease(str(tmp_path)),
         pytest.raises(StageError, match=r"rank 1 \(pid \d+ on .*\) was killed by SIGSEGV") as caught,
     ):
-        run_group(str(tmp_path), "work", mpiexec(2, code, str(tmp_path)), {})
+        run_group(str(tmp_path), "work", lambda: (mpiexec(2, code, str(tmp_path)), {}))
     assert caught.value.rank == 1
 
 
 def test_a_launch_command_that_fails_or_is_missing_is_named(tmp_path: Path) -> None:
     with RunLease(str(tmp_path)):
         with pytest.raises(StageError, match=r"ended with exit code 7; it said: no such partition; log: "):
-            run_group(str(tmp_path), "work", ["sh", "-c", "echo no such partition; exit 7"], {})
+            run_group(str(tmp_path), "work", lambda: (["sh", "-c", "echo no such partition; exit 7"], {}))
         with pytest.raises(StageError, match=r"'no-such-launcher' can't be started: .*No such file"):
-            run_group(str(tmp_path), "work", ["no-such-launcher"], {})
+            run_group(str(tmp_path), "work", lambda: (["no-such-launcher"], {}))
         with pytest.raises(ValueError, match="a name is made of"):
-            run_group(str(tmp_path), "../work", ["true"], {})
+            run_group(str(tmp_path), "../work", lambda: (["true"], {}))
     with pytest.raises(RunError, match="has ended or never began"):
-        run_group(str(tmp_path), "work", ["true"], {})
+        run_group(str(tmp_path), "work", lambda: (["true"], {}))
+
+
+def test_a_launch_command_that_cannot_be_composed_starts_nothing(tmp_path: Path) -> None:
+    def compose() -> Command:
+        raise SiteError("no launcher 'srun' here")
+
+    with RunLease(str(tmp_path)) as lease:
+        told = lease.watch("work")
+        with pytest.raises(SiteError, match="no launcher"):
+            run_group(str(tmp_path), "work", compose)
+        run = json.loads((tmp_path / "driver.json").read_text())["run"]
+        assert processes.find_marked(processes.RUN, run) == []
+        assert not told.done()
+    assert not (tmp_path / "groups").exists()
+    assert (tmp_path / "logs" / "work.out").read_text() == ""
+
+
+def test_a_keeper_that_gets_no_order_starts_nothing(tmp_path: Path) -> None:
+    with RunLease(str(tmp_path)):
+        run = json.loads((tmp_path / "driver.json").read_text())["run"]
+        keeper = start_keeper(str(tmp_path), "work", "group", run=run)
+        assert keeper.stdin is not None
+        keeper.stdin.close()  # as when the process that was to compose it is killed
+        keeper.wait(timeout=10)
+        record = json.loads((tmp_path / "groups" / "work.json").read_text())
+    assert record["reason"] == "the process that started it died"
+    assert "Traceback" not in (tmp_path / "logs" / "work.out").read_text()
 
 
 def test_processes_that_a_group_leaves_in_the_background_end_with_it(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     stray = f"(setsid sleep 3600 & echo $! >> {pids}); (env -i setsid sleep 3600 & echo $! >> {pids}); sleep 0.1"
     with RunLease(str(tmp_path)) as lease:
-        assert run_group(str(tmp_path), "work", ["sh", "-c", stray], {}).succeeded
+        assert run_group(str(tmp_path), "work", lambda: (["sh", "-c", stray], {})).succeeded
         assert marked(lease.run) == []
     strays = [int(pid) for pid in pids.read_text().split()]
     assert len(strays) == 2
@@ -346,7 +373,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     maps = tmp_path / "maps"
     with RunLease(str(tmp_path / "run")), pytest.raises(StageError, match="was killed by SIGKILL"):
-        run_group(str(tmp_path / "run"), "work", mpiexec(2, code, str(maps)), {})
+        run_group(str(tmp_path / "run"), "work", lambda: (mpiexec(2, code, str(maps)), {}))
     paths = {line.split()[5] for line in maps.read_text().splitlines()}
     assert paths
     assert [path for path in paths if os.path.exists(path)] == []
@@ -362,7 +389,7 @@ time.sleep(3600)
     began = time.monotonic()
     with RunLease(str(tmp_path)) as lease:
         with pytest.raises(StageError, match="was ended: the launcher's proxy"):
-            run_group(str(tmp_path), "work", mpiexec(2, code), {})
+            run_group(str(tmp_path), "work", lambda: (mpiexec(2, code), {}))
         assert marked(lease.run) == []
     assert time.monotonic() - began < BUDGET
 
@@ -374,5 +401,5 @@ def test_the_temporary_folder_of_an_engine_is_not_that_of_its_ranks(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setenv(processes.NODE_TMPDIR, folder)
     with RunLease(str(tmp_path)):
-        run_group(str(tmp_path), "work", ["sh", "-c", 'echo "<${TMPDIR-none}>"'], {})
+        run_group(str(tmp_path), "work", lambda: (["sh", "-c", 'echo "<${TMPDIR-none}>"'], {}))
     assert f"<{folder or 'none'}>" in (tmp_path / "logs" / "work.out").read_text()

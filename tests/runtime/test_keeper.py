@@ -95,7 +95,7 @@ def start(folder: Path, seconds: float) -> tuple[threading.Thread, list[StageErr
 
     def run() -> None:
         try:
-            run_group(str(folder), "work", far_ranks(folder, seconds), {})
+            run_group(str(folder), "work", lambda: (far_ranks(folder, seconds), {}))
         except StageError as error:
             errors.append(error)
 
@@ -133,11 +133,11 @@ def test_a_keeper_on_a_further_node_that_comes_when_the_run_has_ended_ends_its_r
 def test_a_rank_that_comes_after_its_group_was_ended_goes_again(tmp_path: Path) -> None:
     with RunLease(str(tmp_path)) as lease:
         with pytest.raises(StageError):
-            run_group(str(tmp_path), "work", ["false"], {})
+            run_group(str(tmp_path), "work", lambda: (["false"], {}))
         environment = processes.marked(os.environ, run=lease.run, stage="work")
         argv = [sys.executable, "-c", LATE, str(tmp_path)]
         assert subprocess.run(argv, env=environment, stdout=subprocess.PIPE, text=True).stdout == "False\n"
-        again = run_group(str(tmp_path), "work", argv, {})
+        again = run_group(str(tmp_path), "work", lambda: (argv, {}))
         assert again.succeeded
         assert (tmp_path / "logs" / "work.out").read_text() == "True\n"
 

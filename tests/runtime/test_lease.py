@@ -42,7 +42,7 @@ class Group(threading.Thread):
     def run(self) -> None:
         folder, stage, argv = self.call
         try:
-            run_group(folder, stage, argv, {})
+            run_group(folder, stage, lambda: (argv, {}))
         except StageError as error:
             self.error = error
 
@@ -82,7 +82,7 @@ def test_one_group_is_ended_and_the_others_go_on(tmp_path: Path) -> None:
         assert first.error is not None
         assert second.error is None
         again = lease.watch("embed")
-        assert run_group(str(tmp_path), "embed", ["true"], {}).succeeded
+        assert run_group(str(tmp_path), "embed", lambda: (["true"], {})).succeeded
         assert again.result(timeout=5).succeeded
 
 
@@ -173,7 +173,7 @@ def test_a_group_whose_run_ended_meanwhile_does_not_start(tmp_path: Path) -> Non
         pass
     future = None
     with pytest.raises(RunError, match="has ended"):
-        run_group(str(tmp_path), "embed", [sys.executable, "-c", "pass"], {})
+        run_group(str(tmp_path), "embed", lambda: ([sys.executable, "-c", "pass"], {}))
     future = lease.watch("embed")
     with pytest.raises(StageError, match="the driver ended the run: it is done"):
         future.result(timeout=0)

@@ -85,7 +85,7 @@ def test_a_launcher_of_another_size_or_mpi_is_told(run_folder: Callable[[int], R
         RunLease(str(folder.path)),
         pytest.raises(StageError, match=r"placed on 3 ranks and started with 2.*aaflow doctor"),
     ):
-        run_group(str(folder.path), "load+transform", ["mpiexec", "-n", "2", sys.executable, *words], {})
+        run_group(str(folder.path), "load+transform", lambda: (["mpiexec", "-n", "2", sys.executable, *words], {}))
 
 
 def test_a_rank_that_can_not_read_its_input_says_where_it_failed(run_folder: Callable[[int], RunFolder]) -> None:

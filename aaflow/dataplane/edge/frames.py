@@ -1,8 +1,8 @@
 """Record batches as bytes that others read in place.
 
 A batch becomes an Arrow IPC stream of its own, written straight into the memory that carries it. Columns that lie in
-such memory already, or are so large that a socket should send them from where they are, are left out of the stream
-and named by the places of their buffers.
+such memory already, or are so large that a socket should send them from where they are, or that shared memory should
+have them by another kind of copy, are left out of the stream and named by the places of their buffers.
 """
 
 from __future__ import annotations
@@ -16,11 +16,16 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.types
 
+from aaflow.dataplane.edge.memory import Bytes
+from aaflow.dataplane.memory import stream
+
 #: Where bytes lie: which memory (the channel's own numbering), offset and size in bytes.
 Place = tuple[int, int, int]
 Locate = Callable[[Sequence[pa.Buffer]], list[Place] | None]
 
 _ALIGNMENT = 64
+#: A column of so many bytes has left the caches of most cores when its reader comes to its end; it is copied past them.
+_STREAMED_BYTES = 8 << 20
 
 
 def aligned(size: int) -> int:
@@ -76,17 +81,42 @@ class Encoded:
 
     Attributes:
         rows: of the batch.
-        columns: by index, the places of the buffers of columns that are left where they are.
+        columns: by index, the places of the buffers of columns that are not in the stream.
+        large: by index, the buffers of columns that get their places by :meth:`write`.
         rest: the other columns, to be written as a stream; None when there are none.
-        size: bytes of that stream.
+        rest_size: bytes of that stream.
         place: where it was written.
     """
 
     rows: int
     columns: dict[int, list[Place]]
+    large: dict[int, list[pa.Buffer]]
     rest: pa.RecordBatch | None
-    size: int
+    rest_size: int
     place: Place | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes that :meth:`write` takes."""
+        return aligned(self.rest_size) + sum(aligned(each.size) for found in self.large.values() for each in found)
+
+    def write(self, number: int, memory: Bytes, start: int) -> None:
+        """Write what is not in its place yet.
+
+        Args:
+            number: of the memory, for places in it.
+            memory: whose start is a multiple of the alignment.
+            start: in it, such a multiple.
+        """
+        for index, buffers in self.large.items():
+            self.columns[index] = []
+            for buffer in buffers:
+                stream(memory.ctypes.data + start, buffer.address, buffer.size)
+                self.columns[index].append((number, start, buffer.size))
+                start += aligned(buffer.size)
+        if self.rest is not None:
+            write_stream(self.rest, pa.py_buffer(memory[start : start + self.rest_size]))
+            self.place = (number, start, self.rest_size)
 
     def to_json(self) -> list[Any]:
         """For :func:`decode`."""
@@ -101,20 +131,23 @@ def encode(batch: pa.RecordBatch, locate: Locate | None) -> Encoded:
         locate: the places of a column's buffers if they can stay where they are, else None.
     """
     columns: dict[int, list[Place]] = {}
-    if locate is not None:
-        for index, column in enumerate(batch.columns):
-            buffers = plain_buffers(column)
-            places = locate(buffers) if buffers is not None else None
-            if places is not None:
-                columns[index] = places
-    if not columns:
-        return Encoded(batch.num_rows, columns, batch, stream_size(batch))
-    kept = [index for index in range(batch.num_columns) if index not in columns]
+    large: dict[int, list[pa.Buffer]] = {}
+    whole = stream_size(batch) if locate is None else 0
+    for index, column in enumerate(batch.columns if locate or whole >= _STREAMED_BYTES else ()):
+        buffers = plain_buffers(column)
+        places = locate(buffers) if locate is not None and buffers is not None else None
+        if places is not None:
+            columns[index] = places
+        elif buffers is not None and sum(buffer.size for buffer in buffers) >= _STREAMED_BYTES:
+            large[index] = buffers
+    kept = [index for index in range(batch.num_columns) if index not in columns and index not in large]
     if not kept:
-        return Encoded(batch.num_rows, columns, None, 0)
+        return Encoded(batch.num_rows, columns, large, None, 0)
+    if len(kept) == batch.num_columns:
+        return Encoded(batch.num_rows, columns, large, batch, whole or stream_size(batch))
     schema = pa.schema([batch.schema.field(index) for index in kept])
     rest = pa.RecordBatch.from_arrays([batch.column(index) for index in kept], schema=schema)
-    return Encoded(batch.num_rows, columns, rest, stream_size(rest))
+    return Encoded(batch.num_rows, columns, large, rest, stream_size(rest))
 
 
 def decode(layout: Sequence[Any], schema: pa.Schema, memory: Callable[[int], pa.Buffer]) -> pa.RecordBatch:

@@ -76,7 +76,7 @@ class Sender:
         elif self._credits.any_loaned:
             locate = self._in_buffers
         parts = [None if batch is None else encode(batch, locate) for batch in message.batches]
-        size = sum(aligned(part.size) for part in parts if part is not None)
+        size = sum(part.size for part in parts if part is not None)
         if size <= protocol.SMALL_BYTES and not frames:
             self._send_small(message.tag, parts, size)
         elif self._form is Form.SOCKET:
@@ -150,9 +150,9 @@ class Sender:
     def _send_frames(self, tag: bytes, parts: Sequence[Encoded | None], frames: list[pa.Buffer]) -> None:
         for part in parts:
             if part is not None and part.rest is not None:
-                buffer = pa.allocate_buffer(part.size)
+                buffer = pa.allocate_buffer(part.rest_size)
                 write_stream(part.rest, buffer)
-                part.place = (len(frames), 0, part.size)
+                part.place = (len(frames), 0, part.rest_size)
                 frames.append(buffer)
         total = sum(frame.size for frame in frames)
         if total > _SOCKET_BYTES:
@@ -328,12 +328,11 @@ class Sender:
 
 
 def _write(parts: Sequence[Encoded | None], number: int, target: Bytes, start: int) -> None:
-    """Write the streams of a message's parts one after another."""
+    """Write a message's parts one after another."""
     for part in parts:
-        if part is not None and part.rest is not None:
-            write_stream(part.rest, pa.py_buffer(target[start : start + part.size]))
-            part.place = (number, start, part.size)
-            start += aligned(part.size)
+        if part is not None:
+            part.write(number, target, start)
+            start += part.size
 
 
 def _in_frames(frames: list[pa.Buffer], found: Sequence[pa.Buffer]) -> list[Place] | None:
