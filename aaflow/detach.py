@@ -236,7 +236,7 @@ def _why_ended(job: tuple[str, str], site: Site, folder: RunFolder) -> AaflowErr
         return JobEnded(found.words + rest, job=job[1], walltime=found.walltime)
     walltime = str(site.provider.get("walltime", ""))
     age = time.time() - float(os.environ.get(batch.BEGAN, "inf"))
-    name = f"{batch.NAMES[job[0]]} job {job[1]}"
     if walltime and age > batch.seconds_of(walltime) - NEAR_SECONDS:
-        return JobEnded(f"{name} reached its walltime of {walltime}{rest}", job=job[1], walltime=True)
-    return JobEnded(f"{name} was ended{rest}", job=job[1], walltime=False)
+        words = f"{batch.NAMES[job[0]]} job {job[1]} reached its walltime of {walltime}"
+        return JobEnded(words + rest, job=job[1], walltime=True)
+    return JobEnded(batch.was_ended(*job) + rest, job=job[1], walltime=False)

@@ -76,6 +76,7 @@ def attach(
             state = runs.current(first)
             if not state.over:
                 print_plain(console, f"{ended.words}; run {state.folder.name} goes on")
+        state = runs.explained(state.folder)
     except KeyboardInterrupt:
         print_plain(console, f"detached; run {first.name} goes on")
         raise typer.Exit(exit_code(KeyboardInterrupt)) from None

@@ -21,6 +21,8 @@ from aaflow.scheduling import batch
 ANSWER_HOLDS = 5.0
 #: Seconds within which a driver that was asked to end its run has done so, and a batch system has ended a job.
 CANCEL_SECONDS = 40.0
+#: Seconds within which a batch system says why it ended a job, after its processes were told.
+EXPLAIN_SECONDS = 15.0
 OVER = ("done", "failed", "cancelled", "cut short")
 
 _answers: dict[tuple[str, str], tuple[float, batch.Job | None]] = {}
@@ -130,15 +132,38 @@ def look(folder: Path) -> RunState:
     if driver is not None:
         known = dataclasses.replace(known, began=driver["began"], seconds=time.time() - driver["began"])
     # A driver that is gone may have told its end just before.
-    return _told(known) or _alive(known, driver, job) or _told(known) or _lost(known, driver, job)
+    return _told(known, job) or _alive(known, driver, job) or _told(known, job) or _lost(known, driver, job)
 
 
-def _told(known: RunState) -> RunState | None:
+def _told(known: RunState, job: dict[str, Any]) -> RunState | None:
+    """How its driver said that the run ended, and what that could not know: why its own job was ended."""
     ended = records.read(f"{known.folder}/ended.json")
     if ended is None:
         return None
     seconds = ended["time"] - known.began if known.began is not None else None
-    return dataclasses.replace(known, state=ended["state"], words=ended["words"], error=ended["error"], seconds=seconds)
+    words = str(ended["words"])
+    if (unknown := _unexplained(words, job)) is not None:
+        answer = _ask(job["scheduler"], job["id"])
+        if answer is not None and answer.state == "ended":
+            words = answer.words + words.removeprefix(unknown)
+    return dataclasses.replace(known, state=ended["state"], words=words, error=ended["error"], seconds=seconds)
+
+
+def _unexplained(words: str, job: dict[str, Any]) -> str | None:
+    """The words of a driver that don't tell why the job that carried it was ended; None where they do."""
+    if job.get("carries") != "driver" or job["scheduler"] == "local":
+        return None
+    unknown = batch.was_ended(job["scheduler"], job["id"])
+    return unknown if words.startswith(unknown) else None
+
+
+def explained(folder: Path) -> RunState:
+    """What became of a run that is over; waits some seconds for the batch system to say why it ended its job."""
+    job = records.read(records.job_path(str(folder))) or {}
+    deadline = time.monotonic() + EXPLAIN_SECONDS
+    while _unexplained((state := look(folder)).words, job) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return state
 
 
 def _alive(known: RunState, driver: dict[str, Any] | None, job: dict[str, Any]) -> RunState | None:

@@ -19,7 +19,7 @@ from aaflow.errors import AaflowError, PilotError
 from aaflow.scheduling.placement import Placement
 from aaflow_radical.tasks import slots_of, task_description
 
-#: What is told: ``{"pilot": state}``, ``{"stage": name, "state": a final one, "why": words}``,
+#: What is told: ``{"pilot": state}``, ``{"begun": stage}``, ``{"stage": name, "state": a final one, "why": words}``,
 #: ``{"stage": name, "error": words}`` for a task that was not submitted.
 Tell = Callable[[dict[str, Any]], None]
 
@@ -75,7 +75,9 @@ class Groups:
         return True
 
     def _on_task(self, task: rp.Task, state: str, *_: Any) -> bool:
-        if state in rp.FINAL:
+        if state == rp.AGENT_EXECUTING:
+            self._queue.put((self._begin, (task.uid,)))
+        elif state in rp.FINAL:
             self._queue.put((self._end, (task.uid, state, _words(task))))
         return True
 
@@ -137,6 +139,10 @@ class Groups:
         if slots:
             self._pilot.nodelist.release_slots(slots)
         return stage
+
+    def _begin(self, uid: str) -> None:
+        if uid in self._running:
+            self._tell({"begun": self._running[uid][0]})
 
     def _end(self, uid: str, state: str, why: str) -> None:
         if uid in self._running:

@@ -29,6 +29,8 @@ FINAL = ("DONE", "FAILED", "CANCELED")
 
 #: Seconds within which a session, and an agent on this machine, has to be up.
 START_SECONDS = 120.0
+#: Seconds within which an agent that is up has to start a task: one with slots waits for no others.
+TASK_SECONDS = 300.0
 #: Seconds that a session has for its end; then it is killed, with all that it started on this node.
 END_SECONDS = 30.0
 #: Seconds within which the last words of a session are read.
@@ -80,11 +82,12 @@ class RadicalPilot:
         self._listener: threading.Thread | None = None
         self._groups: Groups | None = None
         self._futures: dict[str, Future[str]] = {}
+        self._waiting: dict[str, float] = {}
         self._run_folder = ""
         self._state = "NEW"
         self._failed = ""
         self._job: SessionJob | None = None
-        self._began = 0.0
+        self._began = self._active = 0.0
 
     def start(self, placement: Placement, lease: RunLease) -> None:
         """See :class:`aaflow.pilot.Pilot`.
@@ -114,6 +117,7 @@ class RadicalPilot:
     def submit(self, stage: str, run_folder: str) -> Future[str]:
         """See :class:`aaflow.pilot.Pilot`; RADICAL-Pilot gets the task when its pilot is active."""
         future = self._futures[stage] = Future()
+        self._waiting[stage] = time.monotonic()
         if self._groups is not None:
             self._groups.submit(run_folder, stage)
         elif self._engine is not None and self._engine.stdin is not None:
@@ -135,12 +139,24 @@ class RadicalPilot:
             raise PilotError(f"RADICAL-Pilot's pilot ended ({self._state}{self._logs})")
         if code is not None:
             raise PilotError(f"the process of RADICAL-Pilot's session died (exit code {code}{self._logs})")
+        self._check_agent()
         if self._engine is None:
             return
         # A batch job may wait in its queue for as long as it takes.
         starts = self._state == "NEW" if self._job is not None else self._state != "PMGR_ACTIVE"
         if starts and time.monotonic() - self._began > START_SECONDS:
             raise PilotError(f"RADICAL-Pilot was not up within {START_SECONDS:g} s ({self._state}{self._logs})")
+
+    def _check_agent(self) -> None:
+        """Raise where the agent is up and does not start a task, as one that was given bad slots by others."""
+        if self._state != "PMGR_ACTIVE":
+            return
+        for stage, since in list(self._waiting.items()):
+            if time.monotonic() - max(since, self._active) > TASK_SECONDS:
+                raise PilotError(
+                    f"RADICAL-Pilot's agent is up, and did not start the task of stage {stage!r} within "
+                    f"{TASK_SECONDS:g} s{self._logs}"
+                )
 
     @property
     def _logs(self) -> str:
@@ -185,6 +201,9 @@ class RadicalPilot:
             self._failed = str(event["failed"])
         elif "pilot" in event:
             self._state = str(event["pilot"])
+            self._active = time.monotonic()
+        elif "begun" in event:
+            self._waiting.pop(event["begun"], None)
         elif "error" in event:
             self._futures[event["stage"]].set_exception(PilotError(f"stage {event['stage']!r}: {event['error']}"))
         else:
@@ -192,6 +211,7 @@ class RadicalPilot:
 
     def _end(self, stage: str, state: str, why: str) -> None:
         future = self._futures[stage]
+        self._waiting.pop(stage, None)
         try:
             result = read_result(self._run_folder, stage)
         except AaflowError as error:

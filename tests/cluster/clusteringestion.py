@@ -26,6 +26,7 @@ class ClusterIngestion(Ingestion):
     walltime: str = "00:10:00"
     nodes: int = 4
     pilot: str = "parsl"
+    launcher: str = "srun"
     scheduler_options: str = ""
 
     def command(self, pilot: str) -> list[str]:
@@ -34,6 +35,7 @@ class ClusterIngestion(Ingestion):
             return given
         assert self.cluster is not None
         changes = {"interconnect": '"hsn0"', "nodes": str(self.nodes), "pilot": f'"{self.pilot}"'}
+        changes["launcher"] = f'"{self.launcher}"'
         path, runs = self.folder / "virtual.toml", self.folder / "runs"
         site = self.cluster.site_file(path, runs, self.walltime, self.scheduler_options, **changes)
         workflow = given[: given.index("--pilot")]
@@ -69,7 +71,9 @@ class ClusterIngestion(Ingestion):
 def on_cluster(before: Ingestion, folder: Path, cluster: VirtualCluster, **options: Any) -> ClusterIngestion:
     """An ingestion of a corpus that has grown since its index was made."""
     copied = copy_of(before, folder)
-    return ClusterIngestion(folder, before.docs, copied.apply, copied.token, copied.temporary, cluster, **options)
+    return ClusterIngestion(
+        folder, before.docs, copied.apply, copied.token, copied.temporary, cluster=cluster, **options
+    )
 
 
 def ended(command: subprocess.Popen[str]) -> Ended:

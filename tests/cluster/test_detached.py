@@ -101,6 +101,43 @@ def test_cancelling_a_detached_run_ends_its_job_and_keeps_what_it_did(
     assert ingestion.content() == (2, undisturbed)
 
 
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [(False, r"Slurm job \d+ was cancelled"), (True, r"its keeper on node2 was silent for 6 s: its node .* is lost")],
+    ids=["cancelled by a person", "node lost"],
+)
+def test_a_detached_run_whose_job_is_cut_says_why_and_counts(
+    before: Ingestion, possible: None, tmp_path: Path, undisturbed: str, lost: bool, says: str
+) -> None:
+    with VirtualCluster() as cluster:
+        ingestion = on_cluster(before, tmp_path, cluster)
+        ingestion.options = ("--ranks", "4", "--detach", "--json")
+        run = start(ingestion, **held(tmp_path / "held", batches=3))
+        wait_until_held(tmp_path / "held", 4)
+        if lost:
+            cluster.lose("node2")
+        else:
+            cluster.run(["scancel", "--user=root"])
+        attached = ingestion.ask("attach", run)
+        assert attached.code == 1, attached
+        assert re.search(says, " ".join(attached.err.split())), attached
+        [state] = shown(ingestion, run)
+        assert state["state"] == "failed"
+        ingestion.expect_nothing_alive(30)
+        ingestion.expect_whole_index()
+        segments = [ingestion.index / file for file in ingestion.staged().values() if file]
+        kept = {path: path.stat().st_mtime_ns for path in segments}
+        assert kept
+        if lost:
+            Ingestion.complete(ingestion)
+        else:
+            again = ingestion.ask("attach", start(ingestion))
+            assert again.code == 0, again
+        assert ingestion.content() == (2, undisturbed)
+        assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
+    ingestion.end()
+
+
 def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progress(
     before: Ingestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

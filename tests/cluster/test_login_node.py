@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from clusteringestion import RANKS, ClusterIngestion, on_cluster
-from ingestions import Ingestion, wait_for
+from ingestions import WORKFLOW, Ingestion, wait_for
 from virtualcluster import VirtualCluster
 
 import parsl_workflow
@@ -35,8 +35,7 @@ def test_four_nodes_of_two_ranks_after_a_wait_in_the_queue(
     placement = Placement.load(ingestion.run_folder())
     (slots,) = placement.slots.values()
     assert [slot.node for slot in slots] == [0, 0, 1, 1, 2, 2, 3, 3]
-    hosts = [json.loads(path.read_text())["host"] for path in sorted((ingestion.run_folder() / "ranks").glob("*.json"))]
-    assert sorted(hosts) == sorted(cluster.nodes * 2)
+    assert hosts(ingestion) == sorted(cluster.nodes * 2)
     ingestion.expect_nothing_alive(10)
 
 
@@ -50,6 +49,25 @@ def test_stages_that_stream_to_each_other_share_the_nodes(
     assert len(Placement.load(ingestion.run_folder()).slots) >= 4
 
 
+def test_mpiexec_starts_ranks_on_several_nodes(
+    ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
+) -> None:
+    ingestion.nodes, ingestion.launcher, ingestion.options = 2, "mpiexec", ("--ranks", "4", "--json")
+    ended = ingestion.run()
+    assert ended.code == 0, ended
+    assert ingestion.content() == (2, undisturbed)
+    assert len(hosts(ingestion)) == 4
+    assert len(set(hosts(ingestion))) == 2
+    ingestion.expect_nothing_alive(10)
+    assert [cluster.run(["ls", "/dev/shm"], node).stdout for node in cluster.nodes] == [""] * 4
+
+
+def hosts(ingestion: ClusterIngestion) -> list[str]:
+    """The nodes of the ranks of a run."""
+    ranks = sorted((ingestion.run_folder() / "ranks").glob("*.json"))
+    return sorted(json.loads(path.read_text())["host"] for path in ranks)
+
+
 def test_a_parsl_program_runs_from_the_login_node_by_the_name_of_the_site(
     cluster: VirtualCluster, tmp_path: Path
 ) -> None:
@@ -60,6 +78,38 @@ def test_a_parsl_program_runs_from_the_login_node_by_the_name_of_the_site(
     assert "source: ball-11.txt" in ended.stdout
     with open_index(tmp_path / "program" / "index") as index:
         assert (index.info().documents, index.info().generation) == (12, 3)
+
+
+#: Tranches are of 64 MiB, whatever the file.
+BIG_FILE = WORKFLOW.replace("size = 120", "size = 4000").replace("window = 8", "window = 512")
+BIG_FILE = BIG_FILE.replace('kind = "load"', 'kind = "load"\nsplit_bytes = 8388608')
+
+
+def test_a_job_that_was_cut_inside_one_big_file_counts(cluster: VirtualCluster, tmp_path: Path) -> None:
+    words = " ".join(f"word{n}" for n in range(2300))
+    for folder in ("docs", "cut", "whole", "held"):
+        (tmp_path / folder).mkdir()
+    with (tmp_path / "docs" / "one.jsonl").open("w", encoding="ascii") as file:
+        file.writelines(json.dumps({"id": str(n), "text": f"Record {n}. {words}"}) + "\n" for n in range(9000))
+    whole = Ingestion(tmp_path / "whole", tmp_path / "docs", template=BIG_FILE)
+    whole.complete()
+    ingestion = ClusterIngestion(tmp_path / "cut", tmp_path / "docs", template=BIG_FILE, cluster=cluster, nodes=2)
+    ingestion.options = ("--ranks", "4", "--json")
+    command = ingestion.launch(FAULTS_HOLD=str(tmp_path / "held"), FAULTS_BATCHES="12")
+    wait_for(lambda: len(list((tmp_path / "held").iterdir())) == 4 or command.poll() is not None, 90)
+    wait_for(ingestion.staged)  # the tranches before
+    cluster.run(["scancel", "--user=root"])
+    _, err = command.communicate(timeout=60)
+    assert re.search(r"Slurm job \d+ was cancelled before stage .* was done", err), err
+    ingestion.expect_nothing_alive(30)
+    segments = [ingestion.index / file for file in ingestion.staged().values() if file]
+    kept = {path: path.stat().st_mtime_ns for path in segments}
+    again = ingestion.run()
+    assert again.code == 0, again
+    assert ingestion.content() == whole.content()
+    assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
+    for each in (ingestion, whole):
+        each.end()
 
 
 Disturb = Callable[[ClusterIngestion, VirtualCluster], None]
@@ -114,8 +164,12 @@ def test_a_run_cut_short_says_why_and_the_index_is_whole(
         ingestion.expect_whole_index()
         segments = [ingestion.index / file for file in ingestion.staged().values() if file]
         kept = {path: path.stat().st_mtime_ns for path in segments}
-        # The cluster has lost a node or not: this machine goes on with what it left.
-        Ingestion.complete(ingestion)
+        if disturb in (cancel, wait):
+            ingestion.walltime = "00:10:00"
+            again = ingestion.run()
+            assert again.code == 0, again
+        else:  # the cluster has too few nodes now: this machine goes on with what it left
+            Ingestion.complete(ingestion)
         assert ingestion.content() == (2, undisturbed)
         assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
     ingestion.end()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 from clusteringestion import ClusterIngestion
-from ingestions import wait_for
+from ingestions import Ingestion, wait_for
 from virtualcluster import VirtualCluster
 
 pytestmark = [pytest.mark.serial, pytest.mark.radical, pytest.mark.timeout(900)]
@@ -29,3 +30,21 @@ def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
     assert len({json.loads(path.read_text())["host"] for path in ranks}) == 2
     ingestion.expect_nothing_alive(10)
     wait_for(lambda: not cluster.run(["squeue", "--noheader"]).stdout.strip(), 20)
+
+
+def test_a_job_of_radical_pilot_that_is_cancelled_says_so_and_counts(
+    radical_turn: None, ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path
+) -> None:
+    ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4", "--json")
+    (tmp_path / "held").mkdir()
+    command = ingestion.launch(FAULTS_HOLD=str(tmp_path / "held"), FAULTS_BATCHES="3")
+    wait_for(lambda: len(list((tmp_path / "held").iterdir())) == 4 or command.poll() is not None, 120)
+    cluster.run(["scancel", "--user=root"])
+    out, err = command.communicate(timeout=90)
+    assert (command.returncode, out) == (1, "")
+    assert re.search(r"Slurm job \d+ was cancelled before stage .* was done", err), err
+    ingestion.expect_nothing_alive(30)
+    ingestion.expect_whole_index()
+    assert ingestion.staged()
+    Ingestion.complete(ingestion)
+    assert ingestion.content() == (2, undisturbed)

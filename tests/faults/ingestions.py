@@ -82,6 +82,7 @@ class Ingestion:
         apply: TOML lines of the operator between transform and embed.
         token: what every process of the ingestion carries in its environment, whoever started it.
         temporary: its TMPDIR, of a short name: engines make sockets in there.
+        template: of the workflow file.
     """
 
     folder: Path
@@ -89,6 +90,7 @@ class Ingestion:
     apply: str = HOLD
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     temporary: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="faults-")))
+    template: str = WORKFLOW
 
     @property
     def index(self) -> Path:
@@ -96,7 +98,7 @@ class Ingestion:
 
     def command(self, pilot: str) -> list[str]:
         workflow = self.folder / "workflow.toml"
-        text = WORKFLOW.format(docs=self.docs, index=self.index, partitions=PARTITIONS, apply=self.apply)
+        text = self.template.format(docs=self.docs, index=self.index, partitions=PARTITIONS, apply=self.apply)
         workflow.write_text(text, encoding="utf-8")
         options = ["--pilot", pilot, "--ranks", str(RANKS), "--run-folder", str(self.folder / "runs"), "--json"]
         return [sys.executable, "-m", "aaflow.cli.main", "run", str(workflow), *options]

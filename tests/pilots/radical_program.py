@@ -2,9 +2,10 @@
 
     python radical_program.py FOLDER
 
-A line is JSON: ``{"run": FOLDER}`` runs the placement in that folder, ``{"occupy": N}`` takes N cores for tasks of the
-program and ``{"occupy": 0}`` gives them back. Each is answered by a line: ``{"generation": G}``, ``{"free": CORES}`` or
-``{"error": [TYPE, WORDS]}``. The end of stdin ends the session.
+A line is JSON: ``{"run": FOLDER}`` runs the placement in that folder (``"patience": SECONDS`` is what the agent has to
+start a task), ``{"occupy": N}`` takes N cores for tasks of the program and ``{"occupy": 0}`` gives them back. Each is
+answered by a line: ``{"generation": G}``, ``{"free": CORES}`` or ``{"error": [TYPE, WORDS]}``. The end of stdin ends
+the session.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import radical.pilot as rp
 
 import aaflow
 import aaflow_radical
 from aaflow.scheduling.sitefile import load_site
+from aaflow_radical.pilot import TASK_SECONDS
 
 folder = Path(sys.argv[1])
 
@@ -39,7 +42,8 @@ def main() -> None:
         if "run" in order:
             engine = aaflow_radical.RadicalPilot(session=session, task_manager=tasks, pilot=pilot)
             placement = aaflow.Placement.load(Path(order["run"]))
-            return {"generation": aaflow.run(placement, engine, run_folder=folder / "runs").generation}
+            with mock.patch("aaflow_radical.pilot.TASK_SECONDS", order.get("patience", TASK_SECONDS)):
+                return {"generation": aaflow.run(placement, engine, run_folder=folder / "runs").generation}
         if order["occupy"]:
             occupied.extend(pilot.nodelist.find_slots(rp.RankRequirements(n_cores=1), order["occupy"]))
         else:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -147,6 +148,22 @@ def test_cores_of_the_program_s_own_tasks_are_refused_and_ours_are_given_back(pr
     assert kind == "PilotError"
     assert re.match(r"stage 'load\+.*' is placed on core \d+ of node .*, which another task of this pilot has", words)
     assert program.ask(occupy=0) == {"free": cores}
+
+
+def test_an_agent_that_starts_no_task_ends_the_run(program: Program) -> None:
+    agent = [each for each in program.ingestion.alive() if command_line(each).startswith("rp.agent_scheduling")]
+    assert agent
+    for part in agent:
+        os.kill(part.pid, signal.SIGSTOP)  # as when a task of others had bad slots
+    try:
+        kind, words = program.ask(run=str(program.placement("fused")), patience=5)["error"]
+    finally:
+        for part in agent:
+            os.kill(part.pid, signal.SIGCONT)
+    assert kind == "PilotError"
+    assert re.match(r"RADICAL-Pilot's agent is up, and did not start the task of stage 'load\+.*' within 5 s", words)
+    assert program.ask(run=str(program.placement("fused"))) == {"generation": 1}
+    assert taken(program.ingestion) == program.digests["fused", "local"]
 
 
 def test_a_killed_rank_fails_its_run_and_the_session_does_the_next(program: Program) -> None:

@@ -125,6 +125,20 @@ def test_a_job_that_ended_otherwise_than_by_its_walltime_has_failed(tmp_path: Pa
     assert found.words == f"Slurm job 7 ended (FAILED, exit code 1:0); see {unready}/logs/driver.out"
 
 
+def test_why_its_job_was_ended_is_asked_where_the_driver_could_not_know(
+    tmp_path: Path, slurm: Callable[..., Path]
+) -> None:
+    run = make(tmp_path / "1", job=JOB, driver=driver(ELSEWHERE))
+    runs.tell_end(str(run), JobEnded("Slurm job 7 was ended; a rerun goes on from it", job="7", walltime=False))
+    slurm("JobId=7 JobState=COMPLETING Reason=None")
+    assert (runs.look(run).state, runs.look(run).words) == ("failed", "Slurm job 7 was ended; a rerun goes on from it")
+    slurm("JobId=7 JobState=CANCELLED Reason=None")
+    assert (runs.look(run).state, runs.look(run).words) == (
+        "failed",
+        "Slurm job 7 was cancelled; a rerun goes on from it",
+    )
+
+
 def test_a_run_whose_driver_died_before_it_began_waits_for_nothing(tmp_path: Path, dead: dict[str, Any]) -> None:
     run = make(tmp_path / "1")
     records.note_driver_process(str(run), processes.identity())
