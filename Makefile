@@ -16,12 +16,11 @@ unexport PYTHONHOME PYTHONPATH
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-radical cluster-shell coverage lint format bench setup constraints clean
+.PHONY: help run test cluster-shell coverage lint format bench setup constraints clean
 
 help:
 	@echo "make run            index the documentation of Python's standard library and ask it questions"
 	@echo "make test           run the tests"
-	@echo "make test-radical   more tests of RADICAL-Pilot, each of which waits for an agent of its own"
 	@echo "make cluster-shell  a shell on the login node of a virtual Slurm cluster of four nodes"
 	@echo "make coverage       run all tests and report what they cover"
 	@echo "make lint           check style, types and the direction of imports"
@@ -62,11 +61,8 @@ ORDERED := $(LONGEST) $(filter-out $(LONGEST) tests/__pycache__/,$(sort $(wildca
 test: $(STAMP)
 	@rm -f .coverage .coverage.*
 	@python tests/compile_kernels.py
-	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m 'serial and not radical' $(ORDERED) $(FIRST) $(NONE_OK)
+	@$(PYTEST) -n 3 --dist loadfile --no-loadscope-reorder -m serial $(ORDERED) $(FIRST) $(NONE_OK)
 	@$(PYTEST) -n 2 -m 'not serial' $(THEN)
-
-test-radical: $(STAMP)
-	@$(PYTEST) -m radical
 
 cluster-shell: $(STAMP)
 	@python tests/cluster/virtualcluster.py

@@ -10,7 +10,7 @@ import pytest
 import radical_workflow
 from aaflow.index import open_index
 
-pytestmark = [pytest.mark.serial, pytest.mark.radical, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
 
 
 def test_simulations_are_indexed_as_they_finish_in_the_session_that_runs_them(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from clusteringestion import ClusterIngestion
 from ingestions import Ingestion, wait_for
 from virtualcluster import VirtualCluster
 
-pytestmark = [pytest.mark.serial, pytest.mark.radical, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
 
 
 def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
@@ -36,9 +37,13 @@ def test_a_job_of_radical_pilot_that_is_cancelled_says_so_and_counts(
     radical_turn: None, ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path
 ) -> None:
     ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4", "--json")
-    (tmp_path / "held").mkdir()
-    command = ingestion.launch(FAULTS_HOLD=str(tmp_path / "held"), FAULTS_BATCHES="3")
-    wait_for(lambda: len(list((tmp_path / "held").iterdir())) == 4 or command.poll() is not None, 120)
+    held = tmp_path / "held"
+    held.mkdir()
+    # A task there has the environment of its job.
+    ingestion.apply = f'function = "fault_operators:hold_in"\noptions = {{ folder = "{held}", batches = 3 }}'
+    command = ingestion.launch()
+    wait_for(lambda: len(list(held.iterdir())) == 4 or command.poll() is not None, 120)
+    assert command.poll() is None, command.communicate()
     cluster.run(["scancel", "--user=root"])
     out, err = command.communicate(timeout=90)
     assert (command.returncode, out) == (1, "")
@@ -46,5 +51,6 @@ def test_a_job_of_radical_pilot_that_is_cancelled_says_so_and_counts(
     ingestion.expect_nothing_alive(30)
     ingestion.expect_whole_index()
     assert ingestion.staged()
+    shutil.rmtree(held)
     Ingestion.complete(ingestion)
     assert ingestion.content() == (2, undisturbed)

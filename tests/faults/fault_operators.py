@@ -26,10 +26,12 @@ def hold(rows: pa.RecordBatch) -> pa.RecordBatch:
     return rows
 
 
-def hold_in(rows: pa.RecordBatch, *, folder: str) -> pa.RecordBatch:
-    """Give the rows on; where there is this folder, say so in it and go no further."""
-    if os.path.isdir(folder):
-        Path(folder, str(os.getpid())).touch()
+def hold_in(rows: pa.RecordBatch, *, folder: str, batches: int = 0) -> pa.RecordBatch:
+    """Give the rows on; where there is this folder, after so many batches say so in it and go no further."""
+    global _seen
+    _seen += 1
+    if _seen > batches and os.path.isdir(folder):
+        Path(folder, f"{os.uname().nodename}.{os.getpid()}").touch()
         time.sleep(3600)
     return rows
 

@@ -96,7 +96,7 @@ def test_whoever_is_killed_the_command_says_so_and_the_rerun_goes_on(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("pilot", ["local", "parsl", pytest.param("radical", marks=pytest.mark.radical)])
+@pytest.mark.parametrize("pilot", ["local", "parsl", "radical"])
 def test_a_second_run_is_refused_until_the_driver_of_the_first_is_killed(
     halt: Halt, undisturbed: str, pilot: str, request: pytest.FixtureRequest
 ) -> None:
@@ -191,7 +191,7 @@ def test_the_manager_of_parsls_pool_that_dies_before_a_task_starts_ends_the_run(
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("how", ["killed", pytest.param("interrupted", marks=pytest.mark.radical)])
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_a_session_of_radical_pilot_that_ends_before_its_agent_is_up_ends_the_run(
     radical_turn: None, ingestion: Ingestion, how: str
 ) -> None:
