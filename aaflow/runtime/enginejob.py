@@ -23,12 +23,14 @@ class EngineJob:
 
     Attributes:
         words: where it is, for a person; empty while nobody knows.
+        running: whether it has nodes.
     """
 
     def __init__(self, run_folder: str) -> None:
         self._run_folder = run_folder
         self._asked = 0.0
         self.words = ""
+        self.running = False
 
     def look(self, *, anew: bool = False) -> None:
         """Ask the batch system, every few seconds.
@@ -52,6 +54,7 @@ class EngineJob:
         if found is None:
             return
         self.words = found.words
+        self.running = found.state == "running"
         if found.over or (anew and found.state == "ending"):
             raise JobEnded(found.words, job=job, walltime=found.walltime)
 

@@ -30,6 +30,8 @@ from aaflow_parsl.tasks import run_stage
 
 #: Seconds that a question to an interchange may take; Parsl itself waits for ever for one that died.
 PATIENCE_SECONDS = 5.0
+#: Seconds within which a pool that runs has to reach its interchange: it waits for that for ever.
+CONNECT_SECONDS = 300.0
 #: Seconds within which the keepers of groups tell that their pool died: they know the stages, Parsl does not.
 KEEPERS_SECONDS = 3.0
 
@@ -51,6 +53,8 @@ class ParslPilot:
         self._kernel: DataFlowKernel | None = data_flow_kernel
         self._job: EngineJob | None = None
         self._failed: float | None = None
+        self._running: float | None = None
+        self._connected = False
         self._room = contextlib.ExitStack()
 
     def start(self, placement: Placement, lease: RunLease) -> None:
@@ -108,10 +112,27 @@ class ParslPilot:
             executor = self._kernel.executors[label]
             if interchange_died(executor):
                 raise PilotError(f"Parsl's interchange of executor {label!r} died")
+        self._check_connected()
         if (why := self._failure()) is not None:
             self._failed = self._failed or time.monotonic()
             if time.monotonic() - self._failed > KEEPERS_SECONDS:
                 raise PilotError(why)
+
+    def _check_connected(self) -> None:
+        """Raise where the pool of an engine of our own runs, and has not reached its interchange in time."""
+        if self._given is not None or self._connected or (self._job is not None and not self._job.running):
+            return
+        self._running = self._running or time.monotonic()
+        if time.monotonic() - self._running < CONNECT_SECONDS:
+            return
+        assert self._kernel is not None
+        executor = own_executor(self._kernel)
+        if not executor.connected_managers():
+            raise PilotError(
+                f"no pool of Parsl's workers has reached {executor.address} within {CONNECT_SECONDS:g} s: can the "
+                "nodes reach this host by the site's `interface`? Logs: parsl/ in the run folder"
+            )
+        self._connected = True
 
     def _failure(self) -> str | None:
         """How the pool of an executor failed, as Parsl says."""

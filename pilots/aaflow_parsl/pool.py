@@ -1,10 +1,11 @@
-"""Parsl's pool of workers, which ends where it has lost the process without which it starts no task.
+"""Parsl's pool of workers, which ends where it has lost a thread or the process without which it starts no task.
 
     python -m aaflow_parsl.pool OPTIONS
 
 The options are those of Parsl's ``process_worker_pool.py``. It notes what its workers do in a process of
 :mod:`multiprocessing`'s manager. Nobody watches that one: where it dies before a worker took its task, no worker does
-any more, but the pool beats on, and whoever waits for the task waits for ever.
+any more, but the pool beats on, and whoever waits for the task waits for ever. So it does where one of its threads
+fails, as when the shared folder is gone from its node.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import runpy
 import sys
 import threading
 import time
+from typing import NoReturn
 
 POOL = "parsl.executors.high_throughput.process_worker_pool"
 #: Seconds between two looks at the pool's processes.
@@ -29,13 +31,24 @@ def end_with_manager() -> None:
         names = [child.name for child in multiprocessing.active_children()]
         started = started or bool(names)
         if started and not any(name.startswith("SyncManager") for name in names):
-            print("aaflow: the manager process of Parsl's pool died: no worker takes a task any more", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(1)
+            end("the manager process of Parsl's pool died: no worker takes a task any more")
         time.sleep(LOOK_SECONDS)
 
 
+def end_with_thread(failed: threading.ExceptHookArgs) -> None:
+    """End this process, at once, when a thread of it has failed; the traceback is in Parsl's log."""
+    name = failed.thread.name if failed.thread is not None else "?"
+    end(f"a thread of Parsl's pool failed ({name}: {failed.exc_value}): no worker takes a task any more")
+
+
+def end(words: str) -> NoReturn:
+    """Say why, and end this process; its threads may hold it, and whoever watches the pool notices its end."""
+    print(f"aaflow: {words}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.excepthook = end_with_thread
     threading.Thread(target=end_with_manager, name="manager-watch", daemon=True).start()
     # Kept to the end: without its module the pool's manager would end before the main thread, as if it had died.
     kept = runpy.run_module(POOL, run_name="__main__", alter_sys=True)

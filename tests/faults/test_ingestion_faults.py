@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -185,6 +186,21 @@ def test_the_manager_of_parsls_pool_that_dies_before_a_task_starts_ends_the_run(
     out, err = command.communicate(timeout=BUDGET)
     assert (command.returncode, out) == (1, "")
     assert re.match(r"aaflow: stage 'load\+.*' failed .* the manager process of Parsl's pool died", err), err
+    assert ingestion.alive() == []
+    assert list(ingestion.temporary.rglob("*")) == []
+    assert ingestion.content()[0] == 1
+
+
+def test_a_pool_of_parsl_whose_thread_fails_ends_the_run(ingestion: Ingestion) -> None:
+    command = ingestion.start(ingestion.command("parsl"))
+
+    # It starts its manager, and then the threads that read its keys.
+    wait_for(lambda: any("multiprocessing.spawn" in command_line(process) for process in ingestion.alive()))
+    # As on a node that has lost the shared folder.
+    shutil.rmtree(ingestion.run_folders()[-1] / "parsl" / "000" / "aaflow" / "certificates")
+    out, err = command.communicate(timeout=BUDGET)
+    assert (command.returncode, out) == (1, "")
+    assert re.match(r"aaflow: stage 'load\+.*' failed .* a thread of Parsl's pool failed \(.*certificates", err), err
     assert ingestion.alive() == []
     assert list(ingestion.temporary.rglob("*")) == []
     assert ingestion.content()[0] == 1

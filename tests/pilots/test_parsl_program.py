@@ -248,3 +248,15 @@ def test_two_runs_that_fill_the_executor_each_go_one_after_the_other(program: Da
 
     both = [streaming(number) for number in range(2)]
     assert [each.result()["generation"] for each in both] == [1, 1]
+
+
+def test_a_pool_that_does_not_reach_its_interchange_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aaflow_parsl.pilot.CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr("aaflow_parsl.config._pool_command", lambda: "sleep 300 #")  # as behind a firewall
+    (tmp_path / "a.txt").write_text("text")
+    workflow = ingestion(tmp_path / "index", str(tmp_path / "a.txt"))
+    placement = aaflow.place(aaflow.compile(workflow, site="local", ranks=1), "local")
+    with pytest.raises(PilotError, match=r"no pool of Parsl's workers has reached .* within 2 s: can the nodes reach"):
+        aaflow.run(placement, "parsl", run_folder=tmp_path / "runs")
