@@ -8,8 +8,8 @@ group's end; each pilot beside the bare engine that does the same: ``mpiexec`` b
 ``mpiexec``, a task of RADICAL-Pilot of as many ranks. The ranks are a command that notes when it began. Every engine
 runs in a process of its own, whose imports are done before its clock starts; the two take turns.
 
-``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm): CPU
-seconds of the ranks per row, and what passed between the nodes beside what the plan said.
+``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm), of as much
+for each node: CPU seconds of the ranks per row, and what passed between the nodes beside what the plan said.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def show_nodes(runs: list[Ingestion]) -> None:
             of = [run for run in runs if (run.plan, run.nodes) == (plan, nodes)]
             alone = [run for run in runs if (run.plan, run.nodes) == (plan, 1)]
             cost = figure([run.cpu / run.rows * 1e6 for run in of])
-            share = figure([run.cpu / one.cpu for run, one in zip(of, alone, strict=True)])
+            share = figure([run.cpu / run.rows / (one.cpu / one.rows) for run, one in zip(of, alone, strict=True)])
             moved, planned = figure([run.moved / 1e6 for run in of]), of[0].planned / 1e6
             ratio = shown(figure([each / planned for each in moved.values])) if planned else "-"
             figures = (shown(cost), shown(share), shown(moved), f"{planned:.3g}", ratio)

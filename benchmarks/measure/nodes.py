@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ class Ingestion:
 
 
 def ingestions(megabytes: int, rounds: int) -> list[Ingestion]:
-    """Ingest a file of records of so many MB by every plan on 1, 2 and 4 nodes, in turns."""
+    """Ingest records by every plan on 1, 2 and 4 nodes, a file of so many MB for each node, in turns."""
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "cluster"))
     virtual = importlib.import_module("virtualcluster")
     if why := virtual.lacking() or virtual.forbidden():
@@ -62,31 +63,33 @@ def ingestions(megabytes: int, rounds: int) -> list[Ingestion]:
         virtual.VirtualCluster(max(NODES)) as cluster,
     ):
         folder = Path(name)
-        write_records(folder / "docs", megabytes)
+        (folder / "docs").mkdir()
+        files = [folder / "docs" / f"{number}.jsonl" for number in range(max(NODES))]
+        for number, file in enumerate(files):
+            write_records(file, number * (megabytes << 10), megabytes)
         for number in range(rounds):
             for plan in PLANS:
                 for nodes in NODES if number % 2 == 0 else reversed(NODES):
-                    runs.append(ingest(cluster, folder / "docs", folder / f"{number}-{plan}-{nodes}", plan, nodes))
+                    runs.append(ingest(cluster, files[:nodes], folder / f"{number}-{plan}-{nodes}", plan, nodes))
     return runs
 
 
-def write_records(folder: Path, megabytes: int) -> None:
-    """A file of JSON lines of about 1 kB each: every line is a document, which another rank owns."""
-    folder.mkdir()
-    with (folder / "records.jsonl").open("w", encoding="ascii") as file:
-        for number in range(megabytes << 10):
+def write_records(path: Path, first: int, megabytes: int) -> None:
+    """A file of JSON lines of about 1 kB each, by their numbers: every line is a document, which another rank owns."""
+    with path.open("w", encoding="ascii") as file:
+        for number in range(first, first + (megabytes << 10)):
             file.write(json.dumps({"id": str(number), "text": words(970, number)}) + "\n")
 
 
 def ingest(
-    cluster: Any, docs: Path, folder: Path, plan: str, nodes: int, ranks_per_node: int = RANKS_PER_NODE
+    cluster: Any, docs: Sequence[Path], folder: Path, plan: str, nodes: int, ranks_per_node: int = RANKS_PER_NODE
 ) -> Ingestion:
     """One run, from the login node of a ``VirtualCluster``."""
     folder.mkdir()
     changes = {"nodes": str(nodes), "interconnect": f'"{FABRIC}"', "encrypted_edges": "false"}
     site = cluster.site_file(folder / "virtual.toml", folder / "runs", **changes)
     ranks = nodes * ranks_per_node
-    command = [sys.executable, "-m", "aaflow.cli.main", "ingest", str(docs), "--index", str(folder / "index")]
+    command = [sys.executable, "-m", "aaflow.cli.main", "ingest", *map(str, docs), "--index", str(folder / "index")]
     command += ["--site", str(site), "--ranks", str(ranks), "--embedder", "hash", "--json", *PLANS[plan]]
     cluster.wait_for_idle(60)
     before = sum(cluster.bytes_sent(FABRIC).values())
