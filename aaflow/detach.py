@@ -239,4 +239,4 @@ def _why_ended(job: tuple[str, str], site: Site, folder: RunFolder) -> AaflowErr
     if walltime and age > batch.seconds_of(walltime) - NEAR_SECONDS:
         words = f"{batch.NAMES[job[0]]} job {job[1]} reached its walltime of {walltime}"
         return JobEnded(words + rest, job=job[1], walltime=True)
-    return JobEnded(batch.was_ended(*job) + rest, job=job[1], walltime=False)
+    return JobEnded(batch.words_of_an_end(*job) + rest, job=job[1], walltime=False)

@@ -57,7 +57,7 @@ def _copy(typing_context: Any, target: Any, source: Any, length: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator, unused-ignore]
-def _stream16(typing_context: Any, target: Any, source: Any) -> Any:
+def _put_past_caches(typing_context: Any, target: Any, source: Any) -> Any:
     """Copy 16 bytes to an address that is a multiple of 16, past the caches."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -84,8 +84,8 @@ def _fence(typing_context: Any) -> Any:
 
 
 _move: Any = _copy
-stream16: Any = _stream16
-fence: Any = _fence
+_put16: Any = _put_past_caches
+_order: Any = _fence
 load8, load16, load32, load64 = (_load(bits) for bits in (8, 16, 32, 64))
 store8, store16, store32, store64 = (_store(bits) for bits in (8, 16, 32, 64))
 
@@ -105,12 +105,12 @@ def stream(target: Any, source: Any, length: Any) -> None:
     """
     whole = length & ~numba.int64(63)
     for at in range(0, whole, 64):
-        stream16(target + at, source + at)
-        stream16(target + at + 16, source + at + 16)
-        stream16(target + at + 32, source + at + 32)
-        stream16(target + at + 48, source + at + 48)
+        _put16(target + at, source + at)
+        _put16(target + at + 16, source + at + 16)
+        _put16(target + at + 32, source + at + 32)
+        _put16(target + at + 48, source + at + 48)
     _move(target + whole, source + whole, length - whole)
-    fence()  # such stores are not in order with those that tell the reader
+    _order()  # such stores are not in order with those that tell the reader
 
 
 @kernel

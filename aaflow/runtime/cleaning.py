@@ -99,9 +99,8 @@ def clean_engine(run_folder: str) -> None:
     cancel_engine_job(run_folder)
 
 
-def clean_engine_job(run_folder: str) -> None:
-    """The same for what the engine has on the node of its batch job, as that ends."""
-    engine = records.read(records.engine_path(run_folder))
+def clean_engine_job(engine: Mapping[str, Any] | None) -> None:
+    """The same for what an engine, by its record, has on the node of its batch job, as that ends."""
     if engine is not None:
         _end_engine(engine)
     if processes.NODE_TMPDIR in os.environ:

@@ -75,14 +75,15 @@ def clean_at_end(run_folder: str) -> str:
 
     The engine gets a ``TMPDIR`` of its own. Ranks don't (:func:`aaflow.runtime.group.run_group`): those on further
     nodes would have none. What cleans waits from the start for the end of a pipe, so that it outlives whoever is
-    killed. It is no part of the engine, which others end, ignores what ends the job, and is in a session of its own;
-    where a job's end is that of all its processes, the script waits for it, and cleans itself where it was killed.
+    killed. It carries no mark by which others end an engine or a run, ignores what ends the job, and is in a session of
+    its own; where a job's end is that of all its processes, the script waits for it, and cleans itself where it was
+    killed.
     """
     cleans = shlex.join([sys.executable, "-m", "aaflow.runtime.keeper", run_folder, "-", "job-end"])
     return "\n".join(
         [
             f'export {processes.NODE_TMPDIR}="${{TMPDIR-}}" TMPDIR="$(mktemp -d)"',
-            f"aaflow_clean() {{ exec env --unset={processes.ENGINE} setsid {cleans}; }}",
+            f"aaflow_clean() {{ unset {processes.ENGINE} {processes.RUN}; exec setsid {cleans}; }}",
             "exec 9> >(trap '' TERM; aaflow_clean)",
             "cleaner=$!",
             "trap 'trap \"\" TERM; exec 9>&-; wait $cleaner || (aaflow_clean </dev/null)' EXIT",

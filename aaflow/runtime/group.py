@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import importlib
 import json
 import os
 import subprocess
@@ -43,6 +44,7 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
         StageError: the group did not do its work; names the stage, the rank that failed first and the log.
         RunError: the run folder has no run, or its run has ended.
         ValueError: the stage's name can't be part of a file's name.
+        Exception: what ``compose`` raises; nothing was started then.
     """
     records.check_stage(stage)
     driver = records.read(records.driver_path(run_folder))
@@ -52,6 +54,7 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
     since = time.time_ns()
     keeper = start_keeper(run_folder, stage, "group", run=str(driver["run"]))
     try:
+        _import_rest()
         order = _order(compose)
     except BaseException:
         keeper.kill()  # it waits for its order, and has told nobody of itself
@@ -77,6 +80,12 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
     if not result.succeeded:
         raise stage_error(run_folder, result)
     return result
+
+
+def _import_rest() -> None:
+    """Import what the end of a group needs: by then the folder of this package may be gone."""
+    for name in ("cleaning", "ending"):
+        importlib.import_module(f"aaflow.runtime.{name}")
 
 
 def _order(compose: Callable[[], Command]) -> str:

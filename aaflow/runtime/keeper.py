@@ -36,10 +36,9 @@ from aaflow.runtime.kept import Launch
 from aaflow.runtime.wakeup import Wakeup
 
 
-def launch_group(run_folder: str, stage: str, run: str) -> Launch | str:
-    """Start a group, or say why it can't be started; what to start is a line of JSON on stdin."""
-    line = sys.stdin.buffer.readline()
-    if not line:
+def launch_group(run_folder: str, stage: str, run: str, line: bytes) -> Launch | str:
+    """Start what a line of JSON says, or say why it can't be started."""
+    if not line.endswith(b"\n"):
         return "the process that started it died"
     order = json.loads(line)
     environment = processes.marked(order["environment"], run=run, stage=stage)
@@ -60,9 +59,11 @@ def main(arguments: list[str]) -> None:
     if kind == "job-end":
         from aaflow.runtime.cleaning import clean_engine_job
 
+        engine = records.read(records.engine_path(run_folder))  # now: the node may lose the folder
         sys.stdin.buffer.read()
-        clean_engine_job(run_folder)
+        clean_engine_job(engine)
         return
+    line = sys.stdin.buffer.readline() if kind == "group" else b""  # its run may end before it comes
     driver = records.read(records.driver_path(run_folder))
     keys = records.read(records.client_keys_path(run_folder))
     if driver is None or keys is None:
@@ -71,7 +72,7 @@ def main(arguments: list[str]) -> None:
     if kind == "group":
         wakeup = Wakeup()
         refused = f"its run has ended ({ended}), so nothing was started"
-        launch = launch_group(run_folder, stage, run) if ended is None else refused
+        launch = launch_group(run_folder, stage, run, line) if ended is None else refused
 
     from aaflow.runtime import keeping
 

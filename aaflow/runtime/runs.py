@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import getpass
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,8 @@ from aaflow.scheduling import batch
 ANSWER_HOLDS = 5.0
 #: Seconds within which a driver that was asked to end its run has done so, and a batch system has ended a job.
 CANCEL_SECONDS = 40.0
-#: Seconds within which a batch system says why it ended a job, after its processes were told.
-EXPLAIN_SECONDS = 15.0
+#: Seconds from the end of a job's processes within which a batch system says why it came, and for which it knows.
+EXPLAIN_SECONDS, KNOWN_SECONDS = 15.0, 300.0
 OVER = ("done", "failed", "cancelled", "cut short")
 
 _answers: dict[tuple[str, str], tuple[float, batch.Job | None]] = {}
@@ -141,29 +142,33 @@ def _told(known: RunState, job: dict[str, Any]) -> RunState | None:
     if ended is None:
         return None
     seconds = ended["time"] - known.began if known.began is not None else None
-    words = str(ended["words"])
-    if (unknown := _unexplained(words, job)) is not None:
+    state, words = str(ended["state"]), str(ended["words"])
+    if (unknown := _unexplained(ended, job)) is not None:
         answer = _ask(job["scheduler"], job["id"])
         if answer is not None and answer.state == "ended":
             words = answer.words + words.removeprefix(unknown)
-    return dataclasses.replace(known, state=ended["state"], words=words, error=ended["error"], seconds=seconds)
+            state = "cut short" if answer.walltime else state
+            records.write(f"{known.folder}/ended.json", {**ended, "state": state, "words": words})
+    return dataclasses.replace(known, state=state, words=words, error=ended["error"], seconds=seconds)
 
 
-def _unexplained(words: str, job: dict[str, Any]) -> str | None:
-    """The words of a driver that don't tell why the job that carried it was ended; None where they do."""
-    if job.get("carries") != "driver" or job["scheduler"] == "local":
+def _unexplained(ended: Mapping[str, Any], job: Mapping[str, Any]) -> str | None:
+    """What a driver said that can't have known why its job was ended, where its batch system may still know."""
+    if job.get("carries") != "driver" or job["scheduler"] == "local" or time.time() - ended["time"] > KNOWN_SECONDS:
         return None
-    unknown = batch.was_ended(job["scheduler"], job["id"])
-    return unknown if words.startswith(unknown) else None
+    unknown = batch.words_of_an_end(job["scheduler"], job["id"])
+    return unknown if str(ended["words"]).startswith(unknown) else None
 
 
 def explained(folder: Path) -> RunState:
-    """What became of a run that is over; waits some seconds for the batch system to say why it ended its job."""
+    """What became of a run that is over; its batch system gets some seconds from its end to say why that came."""
     job = records.read(records.job_path(str(folder))) or {}
-    deadline = time.monotonic() + EXPLAIN_SECONDS
-    while _unexplained((state := look(folder)).words, job) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    return state
+    while True:
+        state = look(folder)
+        ended = records.read(f"{folder}/ended.json")
+        if ended is None or _unexplained(ended, job) is None or time.time() - ended["time"] > EXPLAIN_SECONDS:
+            return state
+        time.sleep(1)
 
 
 def _alive(known: RunState, driver: dict[str, Any] | None, job: dict[str, Any]) -> RunState | None:

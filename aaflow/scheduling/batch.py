@@ -232,7 +232,7 @@ def _call(
     )
 
 
-def was_ended(scheduler: str, job: str) -> str:
+def words_of_an_end(scheduler: str, job: str) -> str:
     """What is said of a job while its batch system ends it and does not say yet why."""
     return f"{NAMES[scheduler]} job {job} was ended"
 
@@ -252,7 +252,7 @@ def read_slurm(job: str, said: str) -> Job | None:
     if state == "COMPLETING" and reason == "TimeLimit":
         state = "TIMEOUT"
     if state == "COMPLETING":
-        return Job(job, "ending", was_ended("slurm", job))
+        return Job(job, "ending", words_of_an_end("slurm", job))
     if state == "RUNNING":
         return Job(job, "running", f"{name} runs on {fields.get('NodeList', '?')}")
     return _slurm_end(job, state, fields.get("TimeLimit", "?"), fields.get("ExitCode", "?"))

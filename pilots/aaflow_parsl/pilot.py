@@ -30,8 +30,9 @@ from aaflow_parsl.tasks import run_stage
 
 #: Seconds that a question to an interchange may take; Parsl itself waits for ever for one that died.
 PATIENCE_SECONDS = 5.0
-#: Seconds within which a pool that runs has to reach its interchange: it waits for that for ever.
-CONNECT_SECONDS = 300.0
+#: Seconds within which a job that runs has to start a group, the site's ``worker_init`` included: a pool that does not
+#: reach its interchange waits for it for ever.
+START_SECONDS = 600.0
 #: Seconds within which the keepers of groups tell that their pool died: they know the stages, Parsl does not.
 KEEPERS_SECONDS = 3.0
 
@@ -53,8 +54,10 @@ class ParslPilot:
         self._kernel: DataFlowKernel | None = data_flow_kernel
         self._job: EngineJob | None = None
         self._failed: float | None = None
+        self._lease: RunLease | None = None
+        self._stages: tuple[str, ...] = ()
         self._running: float | None = None
-        self._connected = False
+        self._begun = False
         self._room = contextlib.ExitStack()
 
     def start(self, placement: Placement, lease: RunLease) -> None:
@@ -65,6 +68,7 @@ class ParslPilot:
         """
         groups = len(placement.plan.stages)
         if self._given is None:
+            self._lease, self._stages = lease, tuple(stage.name for stage in placement.plan.stages)
             folder = Path(lease.run_folder, "parsl")
             folder.mkdir(mode=0o700)
             config = engine_config(placement.site, groups=groups, folder=folder, environment=lease.keep_engine())
@@ -112,27 +116,27 @@ class ParslPilot:
             executor = self._kernel.executors[label]
             if interchange_died(executor):
                 raise PilotError(f"Parsl's interchange of executor {label!r} died")
-        self._check_connected()
+        self._check_begun()
         if (why := self._failure()) is not None:
             self._failed = self._failed or time.monotonic()
             if time.monotonic() - self._failed > KEEPERS_SECONDS:
                 raise PilotError(why)
 
-    def _check_connected(self) -> None:
-        """Raise where the pool of an engine of our own runs, and has not reached its interchange in time."""
-        if self._given is not None or self._connected or (self._job is not None and not self._job.running):
+    def _check_begun(self) -> None:
+        """Raise where an engine of our own has had nodes for long, and has started no group."""
+        if self._lease is None or self._begun:
+            return
+        self._begun = any(self._lease.alive(stage) for stage in self._stages)
+        if self._job is not None and not self._job.running:
+            self._running = None  # it waits in its queue, perhaps again
             return
         self._running = self._running or time.monotonic()
-        if time.monotonic() - self._running < CONNECT_SECONDS:
-            return
-        assert self._kernel is not None
-        executor = own_executor(self._kernel)
-        if not executor.connected_managers():
+        if not self._begun and time.monotonic() - self._running > START_SECONDS:
+            assert self._kernel is not None
             raise PilotError(
-                f"no pool of Parsl's workers has reached {executor.address} within {CONNECT_SECONDS:g} s: can the "
-                "nodes reach this host by the site's `interface`? Logs: parsl/ in the run folder"
+                f"Parsl has had its nodes for {START_SECONDS:g} s and started no task group: do they reach "
+                f"{own_executor(self._kernel).address} (the site's `interface`)? Logs: parsl/ in the run folder"
             )
-        self._connected = True
 
     def _failure(self) -> str | None:
         """How the pool of an executor failed, as Parsl says."""

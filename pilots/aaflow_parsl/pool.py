@@ -37,13 +37,17 @@ def end_with_manager() -> None:
 
 def end_with_thread(failed: threading.ExceptHookArgs) -> None:
     """End this process, at once, when a thread of it has failed; the traceback is in Parsl's log."""
+    if failed.exc_type is SystemExit:  # as Python has it
+        return
     name = failed.thread.name if failed.thread is not None else "?"
     end(f"a thread of Parsl's pool failed ({name}: {failed.exc_value}): no worker takes a task any more")
 
 
 def end(words: str) -> NoReturn:
-    """Say why, and end this process; its threads may hold it, and whoever watches the pool notices its end."""
+    """Say why, and end this process with its own; its threads may hold it, and whoever watches it notices its end."""
     print(f"aaflow: {words}", file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+        child.kill()
     os._exit(1)
 
 

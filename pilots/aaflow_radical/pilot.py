@@ -29,8 +29,9 @@ FINAL = ("DONE", "FAILED", "CANCELED")
 
 #: Seconds within which a session, and an agent on this machine, has to be up.
 START_SECONDS = 120.0
-#: Seconds within which an agent that is up has to start a task: one with slots waits for no others.
-TASK_SECONDS = 300.0
+#: Seconds within which an agent that is up has to start a task. One with slots waits for no others to end, though it
+#: passes the agent's queues behind those that a program submitted before.
+TASK_SECONDS = 600.0
 #: Seconds that a session has for its end; then it is killed, with all that it started on this node.
 END_SECONDS = 30.0
 #: Seconds within which the last words of a session are read.
@@ -200,8 +201,9 @@ class RadicalPilot:
         if "failed" in event:
             self._failed = str(event["failed"])
         elif "pilot" in event:
+            if event["pilot"] == "PMGR_ACTIVE":
+                self._active = time.monotonic()  # before the state, which another thread looks at
             self._state = str(event["pilot"])
-            self._active = time.monotonic()
         elif "begun" in event:
             self._waiting.pop(event["begun"], None)
         elif "error" in event:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from clusteringestion import RANKS, ClusterIngestion, on_cluster
-from ingestions import WORKFLOW, Ingestion, wait_for
+from ingestions import Ingestion, wait_for
 from virtualcluster import VirtualCluster
 
 import parsl_workflow
@@ -81,8 +81,25 @@ def test_a_parsl_program_runs_from_the_login_node_by_the_name_of_the_site(
 
 
 #: Tranches are of 64 MiB, whatever the file.
-BIG_FILE = WORKFLOW.replace("size = 120", "size = 4000").replace("window = 8", "window = 512")
-BIG_FILE = BIG_FILE.replace('kind = "load"', 'kind = "load"\nsplit_bytes = 8388608')
+BIG_FILE = """
+[[operator]]
+kind = "load"
+paths = ["{docs}"]
+split_bytes = 8388608
+[[operator]]
+kind = "transform"
+size = 4000
+[[operator]]
+kind = "apply"
+{apply}
+[[operator]]
+kind = "embed"
+dimension = 64
+[[operator]]
+kind = "upsert"
+index = "{index}"
+partitions = {partitions}
+"""
 
 
 def test_a_job_that_was_cut_inside_one_big_file_counts(cluster: VirtualCluster, tmp_path: Path) -> None:
@@ -104,6 +121,7 @@ def test_a_job_that_was_cut_inside_one_big_file_counts(cluster: VirtualCluster, 
     ingestion.expect_nothing_alive(30)
     segments = [ingestion.index / file for file in ingestion.staged().values() if file]
     kept = {path: path.stat().st_mtime_ns for path in segments}
+    assert kept
     again = ingestion.run()
     assert again.code == 0, again
     assert ingestion.content() == whole.content()

@@ -50,7 +50,10 @@ def test_a_job_of_radical_pilot_that_is_cancelled_says_so_and_counts(
     assert re.search(r"Slurm job \d+ was cancelled before stage .* was done", err), err
     ingestion.expect_nothing_alive(30)
     ingestion.expect_whole_index()
-    assert ingestion.staged()
+    segments = [ingestion.index / file for file in ingestion.staged().values() if file]
+    kept = {path: path.stat().st_mtime_ns for path in segments}
+    assert kept
     shutil.rmtree(held)
     Ingestion.complete(ingestion)
     assert ingestion.content() == (2, undisturbed)
+    assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from edgeparts import NOTICES, ROWS, connected, edge, rows, take
 
-from aaflow.dataplane.edge import EdgeCancelled, EdgeError, Endpoint, Form, Message, split_rows, write_edge_keys
+from aaflow.dataplane.edge import EdgeCancelled, EdgeError, Endpoint, Form, Message, frames, split_rows, write_edge_keys
 from aaflow.dataplane.edge.frames import stream_size
 
 FORMS = pytest.mark.parametrize("form", list(Form), ids=lambda form: form.value)
@@ -105,7 +105,11 @@ def test_a_column_written_in_place_is_not_copied(tmp_path: Path) -> None:
         assert set(second.column(2).flatten().to_pylist()) == {7.0}
 
 
-def test_the_rest_of_a_message_goes_behind_its_columns_in_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize("large", [8 << 20, 0], ids=["in a stream", "past the caches"])
+def test_the_rest_of_a_message_goes_behind_its_columns_in_place(
+    tmp_path: Path, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(frames, "_STREAMED_BYTES", large)
     with connected(tmp_path, edge(buffers=2), Form.SHARED_MEMORY) as (sender, receiver, *_):
         memory = sender.allocate(400 * 384 * 4)
         batch = rows(400, memory)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import secrets
+import shutil
 import signal
 import subprocess
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from parsl.executors import HighThroughputExecutor
 from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 
 from aaflow.errors import SiteError
-from aaflow.runtime import records
+from aaflow.runtime import processes, records
 from aaflow.runtime.enginejob import clean_at_end, end_without_driver
 from aaflow.scheduling.site import Node, Site
 from aaflow_parsl.config import LABEL, engine_config
@@ -77,6 +81,26 @@ def test_a_batch_job_removes_the_temporary_files_of_its_engine_and_keeps_the_fol
     own, kept = ended.stdout.split()
     assert (Path(own).parent, kept) == (node, str(node))
     assert not list(node.iterdir())
+
+
+def test_what_an_engine_left_on_a_node_goes_though_the_node_has_lost_the_run_folder(tmp_path: Path) -> None:
+    run, semaphore = f"run-{secrets.token_hex(4)}", Path(f"/dev/shm/sem.mp-{secrets.token_hex(4)}")
+    engine = Path(records.engine_path(str(tmp_path / "run")))
+    engine.parent.mkdir()
+    os.mkfifo(engine)  # what cleans reads it when it is read here
+    since = time.time_ns()
+    lines = clean_at_end(str(tmp_path / "run"))
+    script = f"{lines}\nAAFLOW_ENGINE={run} setsid sleep 302.5 9>&- & echo $! >{semaphore}\nread -r"
+    job = subprocess.Popen(["bash", "-c", script], stdin=subprocess.PIPE)
+    engine.write_text(json.dumps({"run": run, "since": since}))
+    shutil.rmtree(engine.parent)
+    while not semaphore.exists() or not (pid := semaphore.read_text()):
+        time.sleep(0.01)
+    left = processes.find_process(int(pid))
+    assert left is not None
+    job.communicate(b"the end\n", timeout=20)
+    assert not processes.is_alive(left)
+    assert not semaphore.exists()
 
 
 def pbs_script(site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], list[str]]:

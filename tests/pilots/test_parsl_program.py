@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import parsl
 import pytest
@@ -253,10 +255,38 @@ def test_two_runs_that_fill_the_executor_each_go_one_after_the_other(program: Da
 def test_a_pool_that_does_not_reach_its_interchange_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aaflow_parsl.pilot.CONNECT_SECONDS", 2.0)
-    monkeypatch.setattr("aaflow_parsl.config._pool_command", lambda: "sleep 300 #")  # as behind a firewall
+    monkeypatch.setattr("aaflow_parsl.pilot.START_SECONDS", 2.0)
+    monkeypatch.setattr("aaflow_parsl.config._pool_command", lambda: "sleep 301.5 #")  # as behind a firewall
     (tmp_path / "a.txt").write_text("text")
     workflow = ingestion(tmp_path / "index", str(tmp_path / "a.txt"))
     placement = aaflow.place(aaflow.compile(workflow, site="local", ranks=1), "local")
-    with pytest.raises(PilotError, match=r"no pool of Parsl's workers has reached .* within 2 s: can the nodes reach"):
+    with pytest.raises(PilotError, match=r"Parsl has had its nodes for 2 s and started no task group: do they reach"):
         aaflow.run(placement, "parsl", run_folder=tmp_path / "runs")
+    assert "sleep 301.5" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+
+
+class _Lease:
+    """Of a run whose groups begin when it is told."""
+
+    begun = False
+
+    def alive(self, stage: str) -> bool:
+        return self.begun
+
+
+def test_the_time_to_start_counts_from_when_the_job_has_nodes_and_only_until_a_group_began(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("aaflow_parsl.pilot.time.monotonic", lambda: now[0])
+    pilot, lease = ParslPilot(), _Lease()
+    job: Any = SimpleNamespace(running=False)
+    pilot._lease, pilot._stages, pilot._job = cast(Any, lease), ("load",), job
+    pilot._kernel = cast(Any, SimpleNamespace(executors={"aaflow": SimpleNamespace(address="10.0.0.1")}))
+    for job.running, seconds in ((False, 5000), (True, 500), (False, 500), (True, 500), (True, 500)):
+        pilot._check_begun()
+        now[0] += seconds
+    with pytest.raises(PilotError, match=r"for 600 s and started no task group: do they reach 10\.0\.0\.1"):
+        pilot._check_begun()
+    lease.begun = True
+    pilot._check_begun()

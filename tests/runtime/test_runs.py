@@ -133,10 +133,21 @@ def test_why_its_job_was_ended_is_asked_where_the_driver_could_not_know(
     slurm("JobId=7 JobState=COMPLETING Reason=None")
     assert (runs.look(run).state, runs.look(run).words) == ("failed", "Slurm job 7 was ended; a rerun goes on from it")
     slurm("JobId=7 JobState=CANCELLED Reason=None")
-    assert (runs.look(run).state, runs.look(run).words) == (
-        "failed",
-        "Slurm job 7 was cancelled; a rerun goes on from it",
-    )
+    explained = ("failed", "Slurm job 7 was cancelled; a rerun goes on from it")
+    assert (runs.look(run).state, runs.look(run).words) == explained
+    slurm("")  # it has forgotten the job
+    assert (runs.explained(run).state, runs.look(run).words) == explained
+
+
+def test_a_walltime_that_only_the_batch_system_knew_cut_the_run_short(
+    tmp_path: Path, slurm: Callable[..., Path]
+) -> None:
+    run = make(tmp_path / "1", job=JOB, driver=driver(ELSEWHERE))
+    runs.tell_end(str(run), JobEnded("Slurm job 7 was ended; a rerun goes on from it", job="7", walltime=False))
+    slurm("JobId=7 JobState=TIMEOUT TimeLimit=00:01:00")
+    found = runs.explained(run)
+    assert found.state == "cut short"
+    assert found.words == "Slurm job 7 reached its walltime of 00:01:00; a rerun goes on from it"
 
 
 def test_a_run_whose_driver_died_before_it_began_waits_for_nothing(tmp_path: Path, dead: dict[str, Any]) -> None:

@@ -123,28 +123,30 @@ class Encoded:
         return [self.rows, [[index, *places] for index, places in self.columns.items()], self.place]
 
 
-def encode(batch: pa.RecordBatch, locate: Locate | None) -> Encoded:
+def encode(batch: pa.RecordBatch, locate: Locate | None, *, apart: bool) -> Encoded:
     """Take a batch apart.
 
     Args:
         batch: what to send.
         locate: the places of a column's buffers if they can stay where they are, else None.
+        apart: large columns are to be written by :meth:`Encoded.write`, not as a part of the stream.
     """
     columns: dict[int, list[Place]] = {}
     large: dict[int, list[pa.Buffer]] = {}
     whole = stream_size(batch) if locate is None else 0
-    for index, column in enumerate(batch.columns if locate or whole >= _STREAMED_BYTES else ()):
+    apart = apart and (locate is not None or whole >= _STREAMED_BYTES)
+    for index, column in enumerate(batch.columns if locate is not None or apart else ()):
         buffers = plain_buffers(column)
         places = locate(buffers) if locate is not None and buffers is not None else None
         if places is not None:
             columns[index] = places
-        elif buffers is not None and sum(buffer.size for buffer in buffers) >= _STREAMED_BYTES:
+        elif apart and buffers is not None and sum(buffer.size for buffer in buffers) >= _STREAMED_BYTES:
             large[index] = buffers
     kept = [index for index in range(batch.num_columns) if index not in columns and index not in large]
-    if not kept:
-        return Encoded(batch.num_rows, columns, large, None, 0)
     if len(kept) == batch.num_columns:
         return Encoded(batch.num_rows, columns, large, batch, whole or stream_size(batch))
+    if not kept:
+        return Encoded(batch.num_rows, columns, large, None, 0)
     schema = pa.schema([batch.schema.field(index) for index in kept])
     rest = pa.RecordBatch.from_arrays([batch.column(index) for index in kept], schema=schema)
     return Encoded(batch.num_rows, columns, large, rest, stream_size(rest))

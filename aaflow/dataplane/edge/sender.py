@@ -75,7 +75,8 @@ class Sender:
             locate = functools.partial(_in_frames, frames)
         elif self._credits.any_loaned:
             locate = self._in_buffers
-        parts = [None if batch is None else encode(batch, locate) for batch in message.batches]
+        apart = self._form is Form.SHARED_MEMORY
+        parts = [None if batch is None else encode(batch, locate, apart=apart) for batch in message.batches]
         size = sum(part.size for part in parts if part is not None)
         if size <= protocol.SMALL_BYTES and not frames:
             self._send_small(message.tag, parts, size)
@@ -139,9 +140,9 @@ class Sender:
                 raise ValueError(f"{self._spec}: a batch of\n{batch.schema}\nwhere this was agreed:\n{schema}")
 
     def _send_small(self, tag: bytes, parts: Sequence[Encoded | None], size: int) -> None:
+        numbers = [protocol.SMALL, *_located(parts)]
         body = np.empty(size, np.uint8)
         _write(parts, protocol.SMALL, body, 0)
-        numbers = [protocol.SMALL, *_located(parts)]
         with self._reactor.changed:
             self._reactor.wait(self._credits.small_allowed)
             self._credits.hold(numbers)
