@@ -26,7 +26,7 @@ from statistics import median
 
 from measure.engines import BARE, GROUPS, Aaflow, Engine, take_began, write_rank
 from measure.figures import Figure, differences, figure
-from measure.nodes import NODES, Ingestion, ingestions
+from measure.nodes import NODES, RANKS_PER_NODE, Ingestion, ingestions
 from rich.console import Console
 from rich.table import Table
 
@@ -117,6 +117,7 @@ def show_nodes(runs: list[Ingestion]) -> None:
         "ranks",
         "CPU ms per 1000 rows",
         "of 1 node",
+        "of 1 node, as many ranks",
         "MB between nodes",
         "planned",
         "measured / planned",
@@ -124,13 +125,16 @@ def show_nodes(runs: list[Ingestion]) -> None:
     table = Table(*columns, title="Ingestion over nodes of a virtual cluster")
     for plan in dict.fromkeys(run.plan for run in runs):
         for nodes in NODES:
-            of = [run for run in runs if (run.plan, run.nodes) == (plan, nodes)]
-            alone = [run for run in runs if (run.plan, run.nodes) == (plan, 1)]
+            of = [run for run in runs if (run.plan, run.nodes, run.ranks) == (plan, nodes, nodes * RANKS_PER_NODE)]
             cost = figure([run.cpu / run.rows * 1e6 for run in of])
-            share = figure([run.cpu / run.rows / (one.cpu / one.rows) for run, one in zip(of, alone, strict=True)])
+            shares = [
+                shown(figure([run.cpu / run.rows / (one.cpu / one.rows) for run, one in zip(of, alone, strict=True)]))
+                for ranks in (of[0].ranks // nodes, of[0].ranks)
+                if (alone := [run for run in runs if (run.plan, run.nodes, run.ranks) == (plan, 1, ranks)])
+            ]
             moved, planned = figure([run.moved / 1e6 for run in of]), of[0].planned / 1e6
             ratio = shown(figure([each / planned for each in moved.values])) if planned else "-"
-            figures = (shown(cost), shown(share), shown(moved), f"{planned:.3g}", ratio)
+            figures = (shown(cost), *shares, shown(moved), f"{planned:.3g}", ratio)
             table.add_row(plan, str(nodes), str(of[0].ranks), *figures)
     Console().print(table)
 

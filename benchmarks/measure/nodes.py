@@ -52,7 +52,10 @@ class Ingestion:
 
 
 def ingestions(megabytes: int, rounds: int) -> list[Ingestion]:
-    """Ingest records by every plan on 1, 2 and 4 nodes, a file of so many MB for each node, in turns."""
+    """Ingest records by every plan on 1, 2 and 4 nodes, a file of so many MB for each node, in turns.
+
+    Beside each run on several nodes is one of the same corpus and as many ranks on a single node.
+    """
     sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "cluster"))
     virtual = importlib.import_module("virtualcluster")
     if why := virtual.lacking() or virtual.forbidden():
@@ -69,8 +72,12 @@ def ingestions(megabytes: int, rounds: int) -> list[Ingestion]:
             write_records(file, number * (megabytes << 10), megabytes)
         for number in range(rounds):
             for plan in PLANS:
-                for nodes in NODES if number % 2 == 0 else reversed(NODES):
-                    runs.append(ingest(cluster, files[:nodes], folder / f"{number}-{plan}-{nodes}", plan, nodes))
+                shapes = [(nodes, RANKS_PER_NODE) for nodes in NODES] + [
+                    (1, RANKS_PER_NODE * n) for n in NODES if n > 1
+                ]
+                for nodes, ranks in shapes if number % 2 == 0 else reversed(shapes):
+                    used = files[: nodes * ranks // RANKS_PER_NODE]
+                    runs.append(ingest(cluster, used, folder / f"{number}-{plan}-{nodes}-{ranks}", plan, nodes, ranks))
     return runs
 
 
