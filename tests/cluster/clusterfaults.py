@@ -22,6 +22,8 @@ from aaflow.runtime.processes import Process
 
 RANKS = {"load": 2, "transform": 1, "pace": 1, "embed": 2, "upsert": 4}
 NODES = 2
+#: Seconds after which a person cancels a job that waits though the nodes were free; Slurm starts it within three.
+PENDING_SECONDS = 8.0
 
 
 @dataclass
@@ -92,18 +94,21 @@ class ClusterFaults(Kills):
         return [problem for problem in problems if outcome.role != "node" or str(ingestion.temporary) not in problem]
 
     def _cancel_what_waits_for_it(self, command: subprocess.Popen[str]) -> None:
-        """A job that was in the queue when its node was lost stays there until a person cancels it."""
-        deadline = time.monotonic() + PATIENCE
+        """A job that was in the queue when its node was lost stays there until a person cancels it.
+
+        So does one that Slurm had given to the node and takes back; it says why after a minute or more.
+        """
+        deadline, since = time.monotonic() + PATIENCE, float("inf")
         while command.poll() is None and time.monotonic() < deadline:
-            waiting = self._cluster.run(["squeue", "--noheader", "--states=PENDING", "--format=%i %r"]).stdout
-            if "DOWN" in waiting:
+            waits = self._cluster.run(["squeue", "--noheader", "--states=PENDING"]).stdout
+            since = min(since, time.monotonic()) if waits else float("inf")
+            if time.monotonic() - since > PENDING_SECONDS:
                 self._cancelled = time.monotonic()
                 self._cluster.run(["scancel", "--user=root"])
                 return
             time.sleep(0.5)
 
     def _ending_since(self, killed: float) -> float:
-        # Slurm takes back a job that it gave to a lost node, and lets it wait for a minute first.
         return max(killed, self._cancelled)
 
     def _left(self, outcome: Outcome, since: int) -> list[str]:
