@@ -4,8 +4,8 @@
 
 The options are those of Parsl's ``process_worker_pool.py``. It notes what its workers do in a process of
 :mod:`multiprocessing`'s manager. Nobody watches that one: where it dies before a worker took its task, no worker does
-any more, but the pool beats on, and whoever waits for the task waits for ever. So it does where one of its threads
-fails, as when the shared folder is gone from its node.
+any more, but the pool beats on, and whoever waits for the task waits for ever. So it does where one of its threads or
+all of its workers fail, as when the shared folder is gone from its node.
 """
 
 from __future__ import annotations
@@ -16,22 +16,28 @@ import runpy
 import sys
 import threading
 import time
+from multiprocessing.process import BaseProcess
 from typing import NoReturn
 
 POOL = "parsl.executors.high_throughput.process_worker_pool"
 #: Seconds between two looks at the pool's processes.
 LOOK_SECONDS = 0.5
+#: Workers that failed after which the pool gives up: it starts another for each, for ever.
+FAILURES = 3
 
 
-def end_with_manager() -> None:
-    """End this process, at once, when it has children but its manager, the first of them, is none any more."""
-    started = False
+def watch() -> None:
+    """End this process, at once, when it has lost its manager, or when its workers fail instead of taking tasks."""
+    seen: set[BaseProcess] = set()
     # At its own end a pool stops its manager; the main thread has ended by then.
     while threading.main_thread().is_alive():
-        names = [child.name for child in multiprocessing.active_children()]
-        started = started or bool(names)
-        if started and not any(name.startswith("SyncManager") for name in names):
+        children = multiprocessing.active_children()
+        seen.update(children)
+        if seen and not any(child.name.startswith("SyncManager") for child in children):
             end("the manager process of Parsl's pool died: no worker takes a task any more")
+        # One that is ended by a signal has another exit code, and is replaced.
+        if sum(child.exitcode == 1 for child in seen) >= FAILURES:
+            end("workers of Parsl's pool fail as they start: none takes a task any more")
         time.sleep(LOOK_SECONDS)
 
 
@@ -53,6 +59,6 @@ def end(words: str) -> NoReturn:
 
 if __name__ == "__main__":
     threading.excepthook = end_with_thread
-    threading.Thread(target=end_with_manager, name="manager-watch", daemon=True).start()
+    threading.Thread(target=watch, name="watch", daemon=True).start()
     # Kept to the end: without its module the pool's manager would end before the main thread, as if it had died.
     kept = runpy.run_module(POOL, run_name="__main__", alter_sys=True)

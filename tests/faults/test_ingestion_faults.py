@@ -206,6 +206,22 @@ def test_a_pool_of_parsl_whose_thread_fails_ends_the_run(ingestion: Ingestion) -
     assert ingestion.content()[0] == 1
 
 
+def test_a_pool_of_parsl_whose_workers_can_not_start_ends_the_run(ingestion: Ingestion) -> None:
+    command = ingestion.start(ingestion.command("parsl"))
+
+    def started() -> list[Path]:
+        return [log for run in ingestion.run_folders() for log in run.glob("parsl/aaflow/block-0/*/manager.log")]
+
+    wait_for(started)
+    shutil.rmtree(ingestion.run_folders()[-1] / "parsl" / "aaflow")  # where its workers, which come next, log
+    out, err = command.communicate(timeout=BUDGET)
+    assert (command.returncode, out) == (1, "")
+    assert re.match(r"aaflow: stage 'load\+.*' failed .* workers of Parsl's pool fail as they start", err), err
+    assert ingestion.alive() == []
+    assert list(ingestion.temporary.rglob("*")) == []
+    assert ingestion.content()[0] == 1
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_a_session_of_radical_pilot_that_ends_before_its_agent_is_up_ends_the_run(
