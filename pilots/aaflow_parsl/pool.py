@@ -4,8 +4,8 @@
 
 The options are those of Parsl's ``process_worker_pool.py``. It notes what its workers do in a process of
 :mod:`multiprocessing`'s manager. Nobody watches that one: where it dies before a worker took its task, no worker does
-any more, but the pool beats on, and whoever waits for the task waits for ever. So it does where one of its threads or
-all of its workers fail, as when the shared folder is gone from its node.
+any more, but the pool beats on, and whoever waits for the task waits for ever. So it does where one of its threads
+fails, or its workers as they start, as when the shared folder is gone from its node.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ import time
 from multiprocessing.process import BaseProcess
 from typing import NoReturn
 
+from aaflow.runtime import processes
+
 POOL = "parsl.executors.high_throughput.process_worker_pool"
 #: Seconds between two looks at the pool's processes.
 LOOK_SECONDS = 0.5
-#: Workers that failed after which the pool gives up: it starts another for each, for ever.
-FAILURES = 3
 
 
 def watch() -> None:
-    """End this process, at once, when it has lost its manager, or when its workers fail instead of taking tasks."""
+    """End this process, at once, when it has lost its manager, or when a worker of aaflow's own engine failed.
+
+    The pool starts another for each, for ever. Tasks of a program may end theirs by ``sys.exit``; a group's doesn't, so
+    a worker that ends with an exception was not able to start.
+    """
+    own = processes.ENGINE in os.environ
     seen: set[BaseProcess] = set()
     # At its own end a pool stops its manager; the main thread has ended by then.
     while threading.main_thread().is_alive():
@@ -35,9 +40,9 @@ def watch() -> None:
         seen.update(children)
         if seen and not any(child.name.startswith("SyncManager") for child in children):
             end("the manager process of Parsl's pool died: no worker takes a task any more")
-        # One that is ended by a signal has another exit code, and is replaced.
-        if sum(child.exitcode == 1 for child in seen) >= FAILURES:
-            end("workers of Parsl's pool fail as they start: none takes a task any more")
+        # One that was ended by a signal has another exit code.
+        if own and any(child.exitcode == 1 for child in seen):
+            end("a worker of Parsl's pool failed as it started: the next would too")
         time.sleep(LOOK_SECONDS)
 
 

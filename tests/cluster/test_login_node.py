@@ -81,25 +81,7 @@ def test_a_parsl_program_runs_from_the_login_node_by_the_name_of_the_site(
 
 
 #: Tranches are of 64 MiB, whatever the file.
-BIG_FILE = """
-[[operator]]
-kind = "load"
-paths = ["{docs}"]
-split_bytes = 8388608
-[[operator]]
-kind = "transform"
-size = 4000
-[[operator]]
-kind = "apply"
-{apply}
-[[operator]]
-kind = "embed"
-dimension = 64
-[[operator]]
-kind = "upsert"
-index = "{index}"
-partitions = {partitions}
-"""
+BIG_FILE = {"split_bytes": 8 << 20, "size": 4000, "window": 512}
 
 
 def test_a_job_that_was_cut_inside_one_big_file_counts(cluster: VirtualCluster, tmp_path: Path) -> None:
@@ -108,9 +90,9 @@ def test_a_job_that_was_cut_inside_one_big_file_counts(cluster: VirtualCluster, 
         (tmp_path / folder).mkdir()
     with (tmp_path / "docs" / "one.jsonl").open("w", encoding="ascii") as file:
         file.writelines(json.dumps({"id": str(n), "text": f"Record {n}. {words}"}) + "\n" for n in range(9000))
-    whole = Ingestion(tmp_path / "whole", tmp_path / "docs", template=BIG_FILE)
+    whole = Ingestion(tmp_path / "whole", tmp_path / "docs", **BIG_FILE)
     whole.complete()
-    ingestion = ClusterIngestion(tmp_path / "cut", tmp_path / "docs", template=BIG_FILE, cluster=cluster, nodes=2)
+    ingestion = ClusterIngestion(tmp_path / "cut", tmp_path / "docs", cluster=cluster, nodes=2, **BIG_FILE)
     ingestion.options = ("--ranks", "4", "--json")
     command = ingestion.launch(FAULTS_HOLD=str(tmp_path / "held"), FAULTS_BATCHES="12")
     wait_for(lambda: len(list((tmp_path / "held").iterdir())) == 4 or command.poll() is not None, 90)

@@ -34,16 +34,17 @@ WORKFLOW = """
 [[operator]]
 kind = "load"
 paths = ["{docs}"]
+split_bytes = {split_bytes}
 [[operator]]
 kind = "transform"
-size = 120
+size = {size}
 [[operator]]
 kind = "apply"
 {apply}
 [[operator]]
 kind = "embed"
 dimension = 64
-window = 8
+window = {window}
 [[operator]]
 kind = "upsert"
 index = "{index}"
@@ -82,7 +83,9 @@ class Ingestion:
         apply: TOML lines of the operator between transform and embed.
         token: what every process of the ingestion carries in its environment, whoever started it.
         temporary: its TMPDIR, of a short name: engines make sockets in there.
-        template: of the workflow file.
+        split_bytes: of a piece of a file.
+        size: characters of a chunk.
+        window: rows that are embedded together.
     """
 
     folder: Path
@@ -90,7 +93,9 @@ class Ingestion:
     apply: str = HOLD
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     temporary: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="faults-")))
-    template: str = WORKFLOW
+    split_bytes: int = 1 << 20
+    size: int = 120
+    window: int = 8
 
     @property
     def index(self) -> Path:
@@ -98,7 +103,7 @@ class Ingestion:
 
     def command(self, pilot: str) -> list[str]:
         workflow = self.folder / "workflow.toml"
-        text = self.template.format(docs=self.docs, index=self.index, partitions=PARTITIONS, apply=self.apply)
+        text = WORKFLOW.format(**vars(self), index=self.index, partitions=PARTITIONS)
         workflow.write_text(text, encoding="utf-8")
         options = ["--pilot", pilot, "--ranks", str(RANKS), "--run-folder", str(self.folder / "runs"), "--json"]
         return [sys.executable, "-m", "aaflow.cli.main", "run", str(workflow), *options]

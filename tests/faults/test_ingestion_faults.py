@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -173,6 +174,16 @@ def test_an_interchange_that_dies_while_it_starts_ends_the_run(ingestion: Ingest
     assert list(ingestion.temporary.rglob("*")) == []
 
 
+def expect_ended(ingestion: Ingestion, command: subprocess.Popen[str], says: str) -> None:
+    """A run that started no group failed, says why, left nothing, and the index is as it was."""
+    out, err = command.communicate(timeout=BUDGET)
+    assert (command.returncode, out) == (1, "")
+    assert re.match(says, err), err
+    assert ingestion.alive() == []
+    assert list(ingestion.temporary.rglob("*")) == []
+    assert ingestion.content()[0] == 1
+
+
 def test_the_manager_of_parsls_pool_that_dies_before_a_task_starts_ends_the_run(ingestion: Ingestion) -> None:
     command = ingestion.start(ingestion.command("parsl"))
 
@@ -183,12 +194,7 @@ def test_the_manager_of_parsls_pool_that_dies_before_a_task_starts_ends_the_run(
 
     wait_for(lambda: len(find()) > 1)
     processes.kill(find()[0])
-    out, err = command.communicate(timeout=BUDGET)
-    assert (command.returncode, out) == (1, "")
-    assert re.match(r"aaflow: stage 'load\+.*' failed .* the manager process of Parsl's pool died", err), err
-    assert ingestion.alive() == []
-    assert list(ingestion.temporary.rglob("*")) == []
-    assert ingestion.content()[0] == 1
+    expect_ended(ingestion, command, r"aaflow: stage 'load\+.*' failed .* the manager process of Parsl's pool died")
 
 
 def test_a_pool_of_parsl_whose_thread_fails_ends_the_run(ingestion: Ingestion) -> None:
@@ -198,12 +204,9 @@ def test_a_pool_of_parsl_whose_thread_fails_ends_the_run(ingestion: Ingestion) -
     wait_for(lambda: any("multiprocessing.spawn" in command_line(process) for process in ingestion.alive()))
     # As on a node that has lost the shared folder.
     shutil.rmtree(ingestion.run_folders()[-1] / "parsl" / "000" / "aaflow" / "certificates")
-    out, err = command.communicate(timeout=BUDGET)
-    assert (command.returncode, out) == (1, "")
-    assert re.match(r"aaflow: stage 'load\+.*' failed .* a thread of Parsl's pool failed \(.*certificates", err), err
-    assert ingestion.alive() == []
-    assert list(ingestion.temporary.rglob("*")) == []
-    assert ingestion.content()[0] == 1
+    expect_ended(
+        ingestion, command, r"aaflow: stage 'load\+.*' failed .* a thread of Parsl's pool failed \(.*certificates"
+    )
 
 
 def test_a_pool_of_parsl_whose_workers_can_not_start_ends_the_run(ingestion: Ingestion) -> None:
@@ -214,12 +217,9 @@ def test_a_pool_of_parsl_whose_workers_can_not_start_ends_the_run(ingestion: Ing
 
     wait_for(started)
     shutil.rmtree(ingestion.run_folders()[-1] / "parsl" / "aaflow")  # where its workers, which come next, log
-    out, err = command.communicate(timeout=BUDGET)
-    assert (command.returncode, out) == (1, "")
-    assert re.match(r"aaflow: stage 'load\+.*' failed .* workers of Parsl's pool fail as they start", err), err
-    assert ingestion.alive() == []
-    assert list(ingestion.temporary.rglob("*")) == []
-    assert ingestion.content()[0] == 1
+    expect_ended(
+        ingestion, command, r"aaflow: stage 'load\+.*' failed .* a worker of Parsl's pool failed as it started"
+    )
 
 
 @pytest.mark.timeout(900)
