@@ -1,6 +1,7 @@
 """Engines that start groups of ranks: aaflow's pilots, and the same engines alone at their best.
 
-Each is used once, in a process of its own: made (imports, plans), ``start``, ``run_group`` one after another, ``end``.
+Each is used once, in a process of its own: made (plans, Parsl's import), ``start``, ``run_group`` one after another,
+``end``.
 A rank is a command that notes when it began, and ends after half a second: no rank that does anything is done before.
 """
 
@@ -25,6 +26,9 @@ class Engine(Protocol):
 
     def run_group(self, number: int) -> None:
         """Start a group and wait for its end."""
+
+    def waits_for_agent(self) -> bool:
+        """Whether everything is handed over to an agent of the engine's own that is not up yet."""
 
     def end(self) -> None:
         """End what ``start`` started."""
@@ -88,6 +92,10 @@ class Aaflow:
         """See :class:`Engine`."""
         self._pilot.submit(self._placement.plan.stages[number].name, self._run).result(timeout=120)
 
+    def waits_for_agent(self) -> bool:
+        """See :class:`Engine`."""
+        return "its agent is not up yet" in self._pilot.status()
+
     def end(self) -> None:
         """See :class:`Engine`."""
         self._stack.close()
@@ -107,6 +115,10 @@ class Bare:
     def run_group(self, number: int) -> None:
         """See :class:`Engine`."""
         subprocess.run(self._command, check=True)
+
+    def waits_for_agent(self) -> bool:
+        """See :class:`Engine`."""
+        return False
 
     def end(self) -> None:
         """See :class:`Engine`."""
@@ -149,7 +161,10 @@ class BareParsl(Bare):
 
 
 class BareRadical:
-    """RADICAL-Pilot: a task of so many ranks, on aaflow's resource: its own does not find an ``mpiexec`` of pip."""
+    """RADICAL-Pilot: a task of so many ranks, on aaflow's resource: its own does not find an ``mpiexec`` of pip.
+
+    The clock counts its import, as it counts that of the process in which aaflow's pilot has its session.
+    """
 
     def __init__(self, folder: Path, rank: Path) -> None:
         from aaflow.scheduling.sitefile import load_site
@@ -160,11 +175,10 @@ class BareRadical:
         self._described = configure(site, files)
         os.environ.update(engine_environment(site, files, {}))
         os.chdir(files)
-        import radical.pilot  # noqa: F401
-
         self._rank = str(rank)
         self._session: Any = None
         self._tasks: Any = None
+        self._pilot: Any = None
 
     def start(self) -> None:
         """See :class:`Engine`."""
@@ -172,7 +186,8 @@ class BareRadical:
 
         self._session = rp.Session()
         pilots, self._tasks = rp.PilotManager(self._session), rp.TaskManager(self._session)
-        self._tasks.add_pilots(pilots.submit_pilots(rp.PilotDescription(self._described)))
+        self._pilot = pilots.submit_pilots(rp.PilotDescription(self._described))
+        self._tasks.add_pilots(self._pilot)
 
     def run_group(self, number: int) -> None:
         """See :class:`Engine`."""
@@ -181,6 +196,10 @@ class BareRadical:
         task = self._tasks.submit_tasks(rp.TaskDescription({"executable": self._rank, "ranks": RANKS}))
         if self._tasks.wait_tasks([task.uid], timeout=120) != [rp.DONE]:
             raise RuntimeError(f"RADICAL-Pilot's task is {task.state}: {task.stderr} {task.exception}")
+
+    def waits_for_agent(self) -> bool:
+        """See :class:`Engine`."""
+        return self._pilot is not None and self._pilot.state == "PMGR_ACTIVE_PENDING"
 
     def end(self) -> None:
         """See :class:`Engine`."""
