@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clusteringestion import ClusterIngestion
+from clusteringestion import ClusterIngestion, on_cluster
 from ingestions import Ingestion, wait_for
 from virtualcluster import VirtualCluster
 
@@ -33,27 +34,55 @@ def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
     wait_for(lambda: not cluster.run(["squeue", "--noheader"]).stdout.strip(), 20)
 
 
-def test_a_job_of_radical_pilot_that_is_cancelled_says_so_and_counts(
-    radical_turn: None, ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str, tmp_path: Path
-) -> None:
-    ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4", "--json")
-    held = tmp_path / "held"
-    held.mkdir()
-    # A task there has the environment of its job.
-    ingestion.apply = f'function = "fault_operators:hold_in"\noptions = {{ folder = "{held}", batches = 3 }}'
-    command = ingestion.launch()
-    wait_for(lambda: len(list(held.iterdir())) == 4 or command.poll() is not None, 120)
-    assert command.poll() is None, command.communicate()
+Disturb = Callable[[VirtualCluster], object]
+
+
+def cancel(cluster: VirtualCluster) -> None:
     cluster.run(["scancel", "--user=root"])
-    out, err = command.communicate(timeout=90)
-    assert (command.returncode, out) == (1, "")
-    assert re.search(r"Slurm job \d+ was cancelled before stage .* was done", err), err
-    ingestion.expect_nothing_alive(30)
-    ingestion.expect_whole_index()
-    segments = [ingestion.index / file for file in ingestion.staged().values() if file]
-    kept = {path: path.stat().st_mtime_ns for path in segments}
-    assert kept
-    shutil.rmtree(held)
-    Ingestion.complete(ingestion)
-    assert ingestion.content() == (2, undisturbed)
-    assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
+
+
+def lose_a_node(cluster: VirtualCluster) -> None:
+    """The second one of the two that the job has."""
+    (node,) = cluster.run(["squeue", "--noheader", "--format=%N"]).stdout.split()
+    cluster.lose(cluster.run(["scontrol", "show", "hostnames", node]).stdout.split()[1])
+
+
+def wait(cluster: VirtualCluster) -> None:
+    """Nothing but the walltime."""
+
+
+@pytest.mark.parametrize(
+    ("disturb", "says"),
+    [
+        (cancel, r"Slurm job \d+ was cancelled before stage .* was done"),
+        (wait, r"Slurm job \d+ reached its walltime of 00:02:00 before stage .* was done"),
+        (lose_a_node, r"its keeper on node\d was silent for 6 s: its node or the way there is lost"),
+    ],
+)
+def test_a_job_of_radical_pilot_that_is_cut_says_why_and_counts(
+    radical_turn: None, before: Ingestion, possible: None, tmp_path: Path, undisturbed: str, disturb: Disturb, says: str
+) -> None:
+    with VirtualCluster() as cluster:
+        ingestion = on_cluster(before, tmp_path, cluster, walltime="00:02:00" if disturb is wait else "00:10:00")
+        ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4", "--json")
+        held = tmp_path / "held"
+        held.mkdir()
+        # A task there has the environment of its job.
+        ingestion.apply = f'function = "fault_operators:hold_in"\noptions = {{ folder = "{held}", batches = 3 }}'
+        command = ingestion.launch()
+        wait_for(lambda: len(list(held.iterdir())) == 4 or command.poll() is not None, 120)
+        assert command.poll() is None, command.communicate()
+        disturb(cluster)
+        out, err = command.communicate(timeout=180)
+        assert (command.returncode, out) == (1, "")
+        assert re.search(says, err), err
+        ingestion.expect_nothing_alive(30)
+        ingestion.expect_whole_index()
+        segments = [ingestion.index / file for file in ingestion.staged().values() if file]
+        kept = {path: path.stat().st_mtime_ns for path in segments}
+        assert kept
+        shutil.rmtree(held)
+        Ingestion.complete(ingestion)
+        assert ingestion.content() == (2, undisturbed)
+        assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
+    ingestion.end()
