@@ -65,6 +65,12 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+def keeper_ended(code: int) -> str:
+    """Why a group whose keeper is gone must end, by the keeper's exit code or minus its signal."""
+    how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code} before the group did"
+    return f"its keeper {how}"
+
+
 def _tail(path: str, size: int = 16384) -> str:
     try:
         with open(path, "rb") as file:

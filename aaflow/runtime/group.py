@@ -158,14 +158,13 @@ def _forget_earlier(run_folder: str, stage: str) -> None:
 def _after_keeper(run_folder: str, stage: str, run: str, code: int, since: int) -> GroupResult:
     """End a group whose keeper is dead, and say so."""
     from aaflow.runtime.cleaning import clean_group
-    from aaflow.runtime.ending import GroupResult, signal_name
+    from aaflow.runtime.ending import GroupResult, keeper_ended
 
     def find() -> list[processes.Process]:
         return processes.find_marked(processes.GROUP, f"{run}/{stage}")
 
     left = clean_group(run_folder, stage, find, since=since)
-    how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code} before the group did"
-    return GroupResult(stage, reason=f"its keeper {how}", left=left)
+    return GroupResult(stage, reason=keeper_ended(code), left=left)
 
 
 def register_rank(run_folder: str, stage: str, rank: int) -> None:

@@ -16,7 +16,8 @@ process that called run_group    keeper: end of file on its stdin            at 
 launch command                   keeper: SIGCHLD                             at once
 a rank                           the launcher, then as above                 at once
 the launcher's proxy             keeper: its pid is gone, launcher stays     2 to 3 s
-keeper                           run_group (its parent); driver (pid, lease) at once; 3 s, or ``LEASE_SECONDS``
+keeper                           run_group, or on a further node its twin    at once
+                                 (its parent); driver (pid, lease)           3 s, or ``LEASE_SECONDS``
 ===============================  ==========================================  ======================================
 
 The keeper then ends the group with SIGKILL (a rank inside a collective runs no signal handler), removes the shared
@@ -76,11 +77,14 @@ def main(arguments: list[str]) -> None:
 
     from aaflow.runtime import keeping
 
-    lease = keeping.Lease(run_folder, driver, keys, kind, stage) if ended is None else None
+    since = records.node_claimed(run_folder, stage) if kind == "node" else 0
+    dead = keeping.outlive_a_twin() if kind == "node" else None
+    process = None if dead is None else dead.process
+    lease = keeping.Lease(run_folder, driver, keys, kind, stage, process) if ended is None else None
     if kind == "group":
         keeping.keep_group(run_folder, stage, run, launch, wakeup, lease)
     elif kind == "node":
-        keeping.keep_ranks(run_folder, stage, run, lease)
+        keeping.keep_ranks(run_folder, stage, run, lease, since, dead)
     elif kind == "engine":
         keeping.keep_engine(run_folder, lease)
     elif not keeping.find_driver(lease):

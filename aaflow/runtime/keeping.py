@@ -8,19 +8,22 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import zmq
 
 from aaflow.runtime import processes, records
 from aaflow.runtime.cleaning import clean_engine, clean_group
-from aaflow.runtime.ending import GroupResult
+from aaflow.runtime.ending import GroupResult, keeper_ended
 from aaflow.runtime.kept import Launch, Ranks
 from aaflow.runtime.wakeup import Wakeup
 
 #: Silence after which either end of a lease takes the other for dead, and the time between beats; seconds.
 LEASE_SECONDS = 6.0
 BEAT_SECONDS = 1.0
+
+#: Seconds that a driver has to answer.
+ANSWER_SECONDS = 1.0
 
 #: Exit code of a keeper in a batch job whose driver is gone.
 DRIVER_GONE = 3
@@ -29,10 +32,18 @@ DRIVER_GONE = 3
 class Lease:
     """A keeper's end of the lease: beats to the driver, and what the driver says or no longer says."""
 
-    def __init__(self, run_folder: str, driver: dict[str, Any], keys: dict[str, Any], kind: str, stage: str) -> None:
+    def __init__(
+        self,
+        run_folder: str,
+        driver: dict[str, Any],
+        keys: dict[str, Any],
+        kind: str,
+        stage: str,
+        process: processes.Process | None = None,
+    ) -> None:
         self._run_folder = run_folder
         self._driver = processes.read_process(driver) if _on_this_node(driver) else None
-        self._hello = hello = {**processes.identity(), "kind": kind, "stage": stage}
+        self._hello = hello = {**processes.identity(process), "kind": kind, "stage": stage}
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         name = ":".join(str(hello[part]) for part in ("kind", "stage", "host", "pid"))
@@ -50,6 +61,13 @@ class Lease:
     def beat(self) -> None:
         """Tell the driver that the group lives."""
         self._send({"word": "beat"})
+
+    def announce(self, result: GroupResult) -> None:
+        """Tell the driver that the group must end, and come back when it has told all keepers of it."""
+        self._send({"word": "ends", "result": result.to_json()})
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while self.read() is None and (left := deadline - time.monotonic()) > 0:
+            self.socket.poll(round(1000 * left))
 
     def goodbye(self, result: GroupResult) -> None:
         """Tell the driver how the group ended and leave."""
@@ -111,7 +129,8 @@ def _watch(lease: Lease, wakeup: Wakeup, kept: Launch | Ranks | None, *, owner: 
         events = dict(poller.poll(max(0, round((tick - time.monotonic()) * 1000))))
         wakeup.drain()
         if kept is not None and kept.reap():
-            return None
+            # Others of the group may have been ended by now, after the word to end all of it.
+            return lease.read() if isinstance(kept, Launch) and kept.status else None
         if wakeup.asked is not None:
             return f"its keeper got {signal.Signals(wakeup.asked).name}"
         if owner and (os.getppid() != parent or (pipe in events and not os.read(pipe, 512))):
@@ -154,10 +173,35 @@ def keep_group(
 
 def _close_node(run_folder: str, stage: str) -> None:
     """Have ranks that come to this node from now on go again; those that came before can be found, and are ended."""
-    records.write(records.on_node_path(run_folder, stage, "over"), None)
+    with contextlib.suppress(OSError):  # the node may have lost the folder, to which no rank comes then
+        records.write(records.on_node_path(run_folder, stage, "over"), None)
 
 
-def keep_ranks(run_folder: str, stage: str, run: str, lease: Lease | None) -> None:
+class Dead(NamedTuple):
+    """A keeper that ended before its ranks, and its exit code or minus its signal."""
+
+    process: processes.Process
+    code: int
+
+
+def outlive_a_twin() -> Dead | None:
+    """Have a child do what this process came for: on a further node nobody else would clean up after a killed keeper.
+
+    Returns:
+        None in the child. Here, where the child was killed, who that was; where it ended well so does this process.
+    """
+    pid = os.fork()
+    if pid == 0:
+        return None
+    process = processes.find_process(pid) or processes.Process(pid, 0)
+    _, status = os.waitpid(pid, 0)
+    code = os.waitstatus_to_exitcode(status)
+    if code == 0:
+        os._exit(0)
+    return Dead(process, code)
+
+
+def keep_ranks(run_folder: str, stage: str, run: str, lease: Lease | None, since: int, dead: Dead | None) -> None:
     """Keep the ranks of a group on a further node until they have ended or must end; how they ended is not known.
 
     Args:
@@ -165,12 +209,15 @@ def keep_ranks(run_folder: str, stage: str, run: str, lease: Lease | None) -> No
         stage: of the group.
         run: id of the run.
         lease: of the driver; None where the run has ended.
+        since: when the first of them came, ns.
+        dead: the keeper that kept them until it died.
     """
-    wakeup = Wakeup()
-    with open(records.on_node_path(run_folder, stage, "keeper"), encoding="ascii") as file:
-        since = int(file.read())
     group = f"{run}/{stage}"
-    reason = _watch(lease, wakeup, Ranks(group), owner=False) if lease is not None else None
+    reason = None
+    if dead is not None and lease is not None:
+        lease.announce(GroupResult(stage, reason=keeper_ended(dead.code)))
+    elif lease is not None:
+        reason = _watch(lease, Wakeup(), Ranks(group), owner=False)
     _close_node(run_folder, stage)
 
     def find() -> list[processes.Process]:

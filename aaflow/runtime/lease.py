@@ -240,6 +240,9 @@ class RunLease:
                 if kind == "group":
                     self._ending.pop(stage, None)
             self._keepers[route].heard = time.monotonic()
+        if message["word"] == "ends":
+            self._ended_group(stage, kind, GroupResult.from_json(message["result"]), str(message["host"]))
+        with self._lock:
             reason = self._ended or self._ending.get(stage)
         self._answer(route, {"word": "held"} if reason is None else {"word": "end", "reason": reason})
 

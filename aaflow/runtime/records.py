@@ -109,6 +109,12 @@ def on_node_path(run_folder: str, stage: str, what: str) -> str:
     return os.path.join(run_folder, "ranks", f"{stage}.{os.uname().nodename}.{what}")
 
 
+def node_claimed(run_folder: str, stage: str) -> int:
+    """When the first rank of a stage came to this node, a further one; ns since the epoch."""
+    with open(on_node_path(run_folder, stage, "keeper"), encoding="ascii") as file:
+        return int(file.read())
+
+
 def driver_path(run_folder: str) -> str:
     """Where the driver says who and where it is."""
     return os.path.join(run_folder, "driver.json")

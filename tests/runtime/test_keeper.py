@@ -79,7 +79,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 10.0) -> None:
 
 
 def keepers(run: str, kind: str) -> list[Process]:
-    """The run's keepers of one kind."""
+    """The run's keepers of one kind; of twins the one that keeps."""
+    found = of_kind(run, kind)
+    return [p for p in found if not set(processes.children(p.pid)) & set(found)]
+
+
+def of_kind(run: str, kind: str) -> list[Process]:
+    """The run's keepers of one kind, with their twins."""
     return [p for p in processes.find_marked(processes.RUN, run) if command_line(p).endswith(f"\0{kind}\0")]
 
 
@@ -152,6 +158,29 @@ def test_a_keeper_on_a_further_node_ends_its_ranks_with_the_run(tmp_path: Path) 
     assert "the driver ended the run" in str(errors[0])
     assert processes.find_marked(processes.RUN, lease.run) == []
     assert [file for file in files if sharedfiles.is_there(file)] == []
+
+
+@pytest.mark.parametrize("twin", [False, True], ids=["the keeper", "its twin"])
+def test_a_keeper_that_is_killed_on_a_further_node_has_a_twin(tmp_path: Path, twin: bool) -> None:
+    """The ranks end at once, nothing stays, and the driver is told; without the twin the group goes on."""
+    with RunLease(str(tmp_path)) as lease:
+        thread, errors = start(tmp_path, 3.0 if twin else 3600)
+        wait_for(lambda: len(registered_files(str(tmp_path), "work")) > 0 and len(of_kind(lease.run, "node")) == 2)
+        files = registered_files(str(tmp_path), "work")
+        (keeper,) = keepers(lease.run, "node")
+        ranks = processes.find_marked(processes.GROUP, f"{lease.run}/work")
+        parent = processes.parent_of(keeper.pid)
+        assert parent is not None
+        killed = time.monotonic()
+        processes.kill(parent if twin else keeper)
+        thread.join(timeout=10)
+        if not twin:
+            assert time.monotonic() - killed < 5, "a silent one is given up after 6 s"
+            assert "its keeper was killed by SIGKILL" in str(errors[0])
+        assert (errors == []) == twin
+        wait_for(lambda: processes.find_marked(processes.RUN, lease.run) == [], 3)
+        assert not any(map(processes.is_alive, ranks))
+        assert [file for file in files if sharedfiles.is_there(file)] == []
 
 
 def test_a_proxy_that_dies_on_a_further_node_ends_the_whole_group(tmp_path: Path) -> None:
