@@ -55,7 +55,7 @@ def wait(cluster: VirtualCluster) -> None:
     ("disturb", "says"),
     [
         (cancel, r"Slurm job \d+ was cancelled before stage .* was done"),
-        (wait, r"Slurm job \d+ reached its walltime of 00:02:00 before stage .* was done"),
+        (wait, r"Slurm job \d+ reached its walltime of 00:03:00 before stage .* was done"),
         (lose_a_node, r"its keeper on node\d was silent for 6 s: its node or the way there is lost"),
     ],
 )
@@ -63,17 +63,17 @@ def test_a_job_of_radical_pilot_that_is_cut_says_why_and_counts(
     radical_turn: None, before: Ingestion, possible: None, tmp_path: Path, undisturbed: str, disturb: Disturb, says: str
 ) -> None:
     with VirtualCluster() as cluster:
-        ingestion = on_cluster(before, tmp_path, cluster, walltime="00:02:00" if disturb is wait else "00:10:00")
+        ingestion = on_cluster(before, tmp_path, cluster, walltime="00:03:00" if disturb is wait else "00:10:00")
         ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4", "--json")
         held = tmp_path / "held"
         held.mkdir()
         # A task there has the environment of its job.
         ingestion.apply = f'function = "fault_operators:hold_in"\noptions = {{ folder = "{held}", batches = 3 }}'
         command = ingestion.launch()
-        wait_for(lambda: len(list(held.iterdir())) == 4 or command.poll() is not None, 120)
+        wait_for(lambda: len(list(held.iterdir())) == 4 or command.poll() is not None, 150)
         assert command.poll() is None, command.communicate()
         disturb(cluster)
-        out, err = command.communicate(timeout=180)
+        out, err = command.communicate(timeout=240)
         assert (command.returncode, out) == (1, "")
         assert re.search(says, err), err
         ingestion.expect_nothing_alive(30)
