@@ -10,6 +10,7 @@ import struct
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -18,11 +19,14 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from aaflow.dataplane.edge import Message, Receiver, Sender, split_rows
+from aaflow.dataplane.rows import take_rows
 from aaflow.operators.operator import Item
 from aaflow.runtime.shuffle import by_partition, split_by_partition
 
 #: Tranche, partition, last.
 _TAG = struct.Struct("<ii?")
+#: Bytes of rows that a rank gathers for their owners, at most.
+GATHERED_BYTES = 16 << 20
 #: Tranches by which a rank may be ahead of the slowest before its items are left in the edge.
 _AHEAD = 1
 
@@ -96,6 +100,9 @@ class Forward:
 class ByOwner:
     """Sends rows and notices to the owner of their partition.
 
+    What a message costs does not depend on its size, so rows are gathered until each of many owners gets a part that
+    is worth one; the receiver needs a tranche whole before it goes on.
+
     Args:
         senders: one for every rank of the next stage.
         owners: rank that owns each partition.
@@ -106,14 +113,16 @@ class ByOwner:
         self._senders = senders
         self._owners = np.asarray(owners, np.int32)
         self._buffer_bytes = buffer_bytes
+        self._enough = min(GATHERED_BYTES, len(senders) * buffer_bytes // 4)
+        self._gathered: list[Item] = []
+        self._bytes = 0
 
     def put(self, item: Item) -> None:
         """See :class:`Outlet`."""
-        rows, notices = self._parts(item.rows, item.partition), self._parts(item.notices, -1)
-        for rank in sorted({*rows, *notices}):
-            part = Item(item.tranche, item.partition, rows.get(rank), notices.get(rank))
-            for fitting in _fitting(part, self._buffer_bytes):
-                self._senders[rank].send(message_of(fitting))
+        self._gathered.append(item.owned())
+        self._bytes += sum(batch.nbytes for batch in (item.rows, item.notices) if batch is not None)
+        if self._bytes >= self._enough or ends_tranche(item):
+            self._send_gathered(item.tranche)
         if ends_tranche(item):
             for sender in self._senders.values():
                 sender.send(message_of(Item(item.tranche, -1, last=True)))
@@ -123,16 +132,31 @@ class ByOwner:
         for sender in self._senders.values():
             sender.end()
 
-    def _parts(self, batch: pa.RecordBatch | None, partition: int) -> dict[int, pa.RecordBatch]:
-        if batch is None or not batch.num_rows:
+    def _send_gathered(self, tranche: int) -> None:
+        gathered, self._gathered, self._bytes = self._gathered, [], 0
+        rows, notices = (
+            self._by_owner([batch for batch in batches if batch is not None and batch.num_rows])
+            for batches in ([item.rows for item in gathered], [item.notices for item in gathered])
+        )
+        for rank in sorted({*rows, *notices}):
+            for some_rows, some_notices in zip_longest(rows.get(rank, ()), notices.get(rank, ())):
+                for part in _fitting(Item(tranche, -1, some_rows, some_notices), self._buffer_bytes):
+                    self._senders[rank].send(message_of(part))
+
+    def _by_owner(self, batches: Sequence[pa.RecordBatch]) -> dict[int, list[pa.RecordBatch]]:
+        """The rows of every owner, in their order: one batch, where one can hold them."""
+        if not batches:
             return {}
-        if partition >= 0:
-            return {int(self._owners[partition]): batch}
-        targets = self._owners[batch.column("partition").to_numpy()]
-        first = int(targets[0])
-        if (targets == first).all():
-            return {first: batch}
-        return {int(rank): batch.filter(pa.array(targets == rank)) for rank in np.unique(targets)}
+        table = pa.Table.from_batches(batches)
+        owners = self._owners[table.column("partition").to_numpy()]
+        order = np.argsort(owners, kind="stable")
+        ordered = take_rows(table, order)
+        starts = np.flatnonzero(np.diff(owners[order], prepend=-1)).tolist()
+        ends = [*starts[1:], table.num_rows]
+        return {
+            int(owners[order[start]]): ordered.slice(start, end - start).to_batches()
+            for start, end in zip(starts, ends)  # noqa: B905 - of one length
+        }
 
 
 def _fitting(item: Item, limit: int) -> Iterator[Item]:

@@ -148,6 +148,19 @@ def test_rows_come_to_the_owner_of_their_partition_in_the_order_of_the_producers
                 assert told == [p for p, _ in sent if p == partition]
 
 
+def test_rows_for_many_owners_are_gathered_into_few_messages() -> None:
+    """Of 100 batches with a row for each owner: one message a tranche."""
+    wires = Wires(0)
+    senders = wires.senders(0, range(PARTITIONS))
+    outlet = ByOwner(senders, range(PARTITIONS), 1 << 20)
+    for tranche in range(2):
+        for number in range(100):
+            outlet.put(Item(tranche, -1, rows_of([(partition, number) for partition in range(PARTITIONS)])))
+        outlet.put(Item(tranche, -1, last=True))
+    sent = [message for message in senders[0].sent if message is not None]
+    assert [item_of(message).last for message in sent] == [False, True] * 2
+
+
 @given(work, st.integers(1, 5), st.integers(0, 9))
 def test_forwarded_rows_all_arrive_tranche_by_tranche(work: Work, consumers: int, seed: int) -> None:
     received = forward(work, consumers, seed)
