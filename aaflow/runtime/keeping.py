@@ -30,7 +30,16 @@ DRIVER_GONE = 3
 
 
 class Lease:
-    """A keeper's end of the lease: beats to the driver, and what the driver says or no longer says."""
+    """A keeper's end of the lease: beats to the driver, and what the driver says or no longer says.
+
+    Args:
+        run_folder: of the run.
+        driver: its record.
+        keys: of the lease.
+        kind: of the keeper.
+        stage: of the group.
+        process: the keeper whose lease it is, where that is another one: its twin goes on with it.
+    """
 
     def __init__(
         self,
