@@ -6,7 +6,8 @@
 ``groups``: from submit to the first rank of a first task group, and of each that follows on the same engine, and to the
 group's end; each pilot beside the bare engine that does the same: ``mpiexec`` by itself, an app of Parsl that runs
 ``mpiexec``, a task of RADICAL-Pilot of as many ranks. The ranks are a command that notes when it began. Every engine
-runs in a process of its own, whose imports are done before its clock starts; the two take turns.
+runs in a process of its own; the two take turns. RADICAL-Pilot's agent comes up by itself, in a time that varies by
+seconds, so that a line leaves it out.
 
 ``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm), of as much
 for each node: CPU seconds of the ranks per row, and what passed between the nodes beside what the plan said.

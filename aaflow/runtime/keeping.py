@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import zmq
@@ -24,9 +25,16 @@ BEAT_SECONDS = 1.0
 
 #: Seconds that a driver has to answer.
 ANSWER_SECONDS = 1.0
+#: How long a word of the driver's may take from when another keeper acts on it.
+WORD_MILLISECONDS = 200
 
 #: Exit code of a keeper in a batch job whose driver is gone.
 DRIVER_GONE = 3
+
+
+def route_to(hello: Mapping[str, Any]) -> bytes:
+    """The name of a keeper as a peer of the driver's socket, by what each of its messages says of it."""
+    return ":".join(str(hello[part]) for part in ("kind", "stage", "host", "pid")).encode()
 
 
 class Lease:
@@ -55,8 +63,7 @@ class Lease:
         self._hello = hello = {**processes.identity(process), "kind": kind, "stage": stage}
         self._context = zmq.Context()
         self.socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        name = ":".join(str(hello[part]) for part in ("kind", "stage", "host", "pid"))
-        self.socket.setsockopt(zmq.ROUTING_ID, name.encode())
+        self.socket.setsockopt(zmq.ROUTING_ID, route_to(hello))
         self.socket.setsockopt(zmq.LINGER, 1000)
         self.socket.setsockopt(zmq.IPV6, 1)
         self.socket.curve_serverkey = keys["server"].encode()
@@ -72,7 +79,7 @@ class Lease:
         self._send({"word": "beat"})
 
     def announce(self, result: GroupResult) -> None:
-        """Tell the driver that the group must end, and come back when it has told all keepers of it."""
+        """Tell the driver that the group must end, and come back when it tells all keepers of it."""
         self._send({"word": "ends", "result": result.to_json()})
         deadline = time.monotonic() + ANSWER_SECONDS
         while self.read() is None and (left := deadline - time.monotonic()) > 0:
@@ -138,8 +145,11 @@ def _watch(lease: Lease, wakeup: Wakeup, kept: Launch | Ranks | None, *, owner: 
         events = dict(poller.poll(max(0, round((tick - time.monotonic()) * 1000))))
         wakeup.drain()
         if kept is not None and kept.reap():
-            # Others of the group may have been ended by now, after the word to end all of it.
-            return lease.read() if isinstance(kept, Launch) and kept.status else None
+            if not (isinstance(kept, Launch) and kept.status):
+                return None
+            # Others of the group may have been ended by now, and the word to end all of it is on its way.
+            lease.socket.poll(WORD_MILLISECONDS)
+            return lease.read()
         if wakeup.asked is not None:
             return f"its keeper got {signal.Signals(wakeup.asked).name}"
         if owner and (os.getppid() != parent or (pipe in events and not os.read(pipe, 512))):
@@ -199,7 +209,10 @@ def outlive_a_twin() -> Dead | None:
     Returns:
         None in the child. Here, where the child was killed, who that was; where it ended well so does this process.
     """
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError:  # too many processes: without a twin, then
+        return None
     if pid == 0:
         return None
     process = processes.find_process(pid) or processes.Process(pid, 0)
@@ -221,12 +234,13 @@ def keep_ranks(run_folder: str, stage: str, run: str, lease: Lease | None, since
         since: when the first of them came, ns.
         dead: the keeper that kept them until it died.
     """
+    wakeup = Wakeup()
     group = f"{run}/{stage}"
     reason = None
     if dead is not None and lease is not None:
         lease.announce(GroupResult(stage, reason=keeper_ended(dead.code)))
     elif lease is not None:
-        reason = _watch(lease, Wakeup(), Ranks(group), owner=False)
+        reason = _watch(lease, wakeup, Ranks(group), owner=False)
     _close_node(run_folder, stage)
 
     def find() -> list[processes.Process]:

@@ -4,7 +4,8 @@ A driver holds one :class:`RunLease` per run. Every keeper of the run beats once
 lease answers each beat. Both ends judge silence by their own monotonic clock, so no two clocks have to agree:
 
 * a driver that is killed, stopped or cut off: its keepers end their groups and what is left of its engine;
-* a keeper that is killed, or a node that is lost: the driver learns it within 3 s on its own node, within
+* a keeper that is killed: its twin tells the driver at once where it has one;
+* a keeper that is killed without one, or a node that is lost: the driver learns it within 3 s on its own node, within
   ``LEASE_SECONDS`` and a beat elsewhere, and
   :meth:`RunLease.watch` fails, although the engine's own future may never complete.
 
@@ -35,7 +36,7 @@ from aaflow.runtime import processes, records
 from aaflow.runtime.cleaning import clean_engine, clean_group
 from aaflow.runtime.ending import GroupResult, stage_error
 from aaflow.runtime.group import start_keeper
-from aaflow.runtime.keeping import BEAT_SECONDS, LEASE_SECONDS
+from aaflow.runtime.keeping import BEAT_SECONDS, LEASE_SECONDS, route_to
 
 #: How long :meth:`RunLease.end` waits for the keepers' goodbyes: as long as a keeper may take to end its group.
 END_SECONDS = 8.0
@@ -209,7 +210,7 @@ class RunLease:
             if self._wake in events and not os.read(self._wake, 64):
                 break
             while self._socket.poll(0):
-                self._receive(*self._socket.recv_multipart())
+                self._receive(self._socket.recv_multipart()[1])
             if self._wake in events:
                 self._spread_end()
             # Silence counts only while this thread itself was awake to hear.
@@ -224,8 +225,9 @@ class RunLease:
                 self._quiet.set()
         self._socket.close()
 
-    def _receive(self, route: bytes, payload: bytes) -> None:
+    def _receive(self, payload: bytes) -> None:
         message = json.loads(payload)
+        route = route_to(message)  # what a dead keeper sent comes under another name once its twin is here
         stage, kind = str(message["stage"]), str(message["kind"])
         if message["word"] == "bye":
             with self._lock:

@@ -10,7 +10,6 @@ import struct
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -114,49 +113,60 @@ class ByOwner:
         self._owners = np.asarray(owners, np.int32)
         self._buffer_bytes = buffer_bytes
         self._enough = min(GATHERED_BYTES, len(senders) * buffer_bytes // 4)
-        self._gathered: list[Item] = []
+        self._tranche = 0
         self._bytes = 0
+        self._rows: dict[int, list[pa.RecordBatch]] = defaultdict(list)
+        self._notices: dict[int, list[pa.RecordBatch]] = defaultdict(list)
 
     def put(self, item: Item) -> None:
         """See :class:`Outlet`."""
-        self._gathered.append(item.owned())
-        self._bytes += sum(batch.nbytes for batch in (item.rows, item.notices) if batch is not None)
+        size = sum(batch.nbytes for batch in (item.rows, item.notices) if batch is not None)
+        if item.tranche != self._tranche or size >= self._enough:
+            self._send_gathered()
+        self._tranche = item.tranche
+        self._gather(item.rows, self._rows)
+        self._gather(item.notices, self._notices)
+        self._bytes += size
         if self._bytes >= self._enough or ends_tranche(item):
-            self._send_gathered(item.tranche)
+            self._send_gathered()
         if ends_tranche(item):
             for sender in self._senders.values():
                 sender.send(message_of(Item(item.tranche, -1, last=True)))
 
     def end(self) -> None:
         """See :class:`Outlet`."""
+        self._send_gathered()
         for sender in self._senders.values():
             sender.end()
 
-    def _send_gathered(self, tranche: int) -> None:
-        gathered, self._gathered, self._bytes = self._gathered, [], 0
-        rows, notices = (
-            self._by_owner([batch for batch in batches if batch is not None and batch.num_rows])
-            for batches in ([item.rows for item in gathered], [item.notices for item in gathered])
-        )
-        for rank in sorted({*rows, *notices}):
-            for some_rows, some_notices in zip_longest(rows.get(rank, ()), notices.get(rank, ())):
-                for part in _fitting(Item(tranche, -1, some_rows, some_notices), self._buffer_bytes):
-                    self._senders[rank].send(message_of(part))
-
-    def _by_owner(self, batches: Sequence[pa.RecordBatch]) -> dict[int, list[pa.RecordBatch]]:
-        """The rows of every owner, in their order: one batch, where one can hold them."""
-        if not batches:
-            return {}
-        table = pa.Table.from_batches(batches)
-        owners = self._owners[table.column("partition").to_numpy()]
+    def _gather(self, batch: pa.RecordBatch | None, parts: dict[int, list[pa.RecordBatch]]) -> None:
+        """A copy of the rows of every owner, in their order: nothing else is held."""
+        if batch is None or not batch.num_rows:
+            return
+        owners = self._owners[batch.column("partition").to_numpy()]
         order = np.argsort(owners, kind="stable")
-        ordered = take_rows(table, order)
+        ordered = take_rows(pa.Table.from_batches([batch]), order)
         starts = np.flatnonzero(np.diff(owners[order], prepend=-1)).tolist()
-        ends = [*starts[1:], table.num_rows]
-        return {
-            int(owners[order[start]]): ordered.slice(start, end - start).to_batches()
-            for start, end in zip(starts, ends)  # noqa: B905 - of one length
-        }
+        for start, end in zip(starts, [*starts[1:], batch.num_rows]):  # noqa: B905 - of one length
+            parts[int(owners[order[start]])] += ordered.slice(start, end - start).to_batches()
+
+    def _send_gathered(self) -> None:
+        for rank in sorted({*self._rows, *self._notices}):
+            for rows in _joined(self._rows.pop(rank, [])):
+                for part in _fitting(Item(self._tranche, -1, rows), self._buffer_bytes):
+                    self._senders[rank].send(message_of(part))
+            for notices in _joined(self._notices.pop(rank, [])):
+                for told in split_rows(notices, self._buffer_bytes):
+                    self._senders[rank].send(message_of(Item(self._tranche, -1, None, told)))
+        self._bytes = 0
+
+
+def _joined(batches: Sequence[pa.RecordBatch]) -> Sequence[pa.RecordBatch]:
+    """The rows of some batches in one; as they are where their dictionaries together would become a large one."""
+    if len(batches) < 2 or any(pa.types.is_dictionary(kind) for kind in batches[0].schema.types):
+        return batches
+    joined: list[pa.RecordBatch] = pa.Table.from_batches(batches).combine_chunks().to_batches()
+    return joined
 
 
 def _fitting(item: Item, limit: int) -> Iterator[Item]:

@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zmq
@@ -19,6 +21,7 @@ from aaflow.runtime import lease as lease_module
 from aaflow.runtime import processes, records
 from aaflow.runtime.ending import GroupResult
 from aaflow.runtime.group import run_group
+from aaflow.runtime.keeping import route_to
 from aaflow.runtime.lease import RunLease
 
 pytestmark = pytest.mark.serial
@@ -110,8 +113,8 @@ def test_a_lost_node_is_told_by_all_who_end_for_it(tmp_path: Path, monkeypatch: 
         ended = lease.watch("embed")
         group = Group(str(tmp_path), "embed", ["sleep", "3600"])
         wait_until_alive(lease, "embed")
-        elsewhere = {"kind": "node", "stage": "embed", "host": "node2", "boot": "b", "namespace": "n"}
-        with keeper_socket(context, tmp_path) as socket:
+        elsewhere = {"kind": "node", "stage": "embed", "host": "node2", "boot": "b", "namespace": "n", "pid": 1}
+        with keeper_socket(context, tmp_path, elsewhere) as socket:
             socket.send(json.dumps({**elsewhere, "word": "beat"}).encode())
             assert socket.poll(1000)
         words = "its keeper on node2 was silent for 4 s: its node or the way there is lost"
@@ -122,7 +125,10 @@ def test_a_lost_node_is_told_by_all_who_end_for_it(tmp_path: Path, monkeypatch: 
 
 
 def keeper_socket(
-    context: zmq.Context[zmq.Socket[bytes]], folder: Path, keys: tuple[bytes, bytes] | None = None
+    context: zmq.Context[zmq.Socket[bytes]],
+    folder: Path,
+    hello: Mapping[str, Any],
+    keys: tuple[bytes, bytes] | None = None,
 ) -> zmq.Socket[bytes]:
     """A socket as a keeper has it, with the run's own keys or others."""
     own, driver = records.read(records.client_keys_path(str(folder))), records.read(records.driver_path(str(folder)))
@@ -132,19 +138,20 @@ def keeper_socket(
     socket.curve_serverkey = own["server"].encode()
     socket.curve_publickey, socket.curve_secretkey = keys or (own["public"].encode(), own["secret"].encode())
     socket.setsockopt(zmq.LINGER, 0)
+    socket.setsockopt(zmq.ROUTING_ID, route_to(hello))
     socket.connect(driver["address"])
     return socket
 
 
 def test_only_the_runs_own_keys_come_in(tmp_path: Path) -> None:
     with RunLease(str(tmp_path)) as lease:
-        keeper = {"kind": "group", "stage": "s", "host": "h", "boot": "b", "namespace": "n"}
+        keeper = {"kind": "group", "stage": "s", "host": "h", "boot": "b", "namespace": "n", "pid": 1}
         hello = json.dumps({**keeper, "word": "beat"}).encode()
         goodbye = json.dumps({**keeper, "word": "bye", "result": GroupResult("s", 0).to_json()}).encode()
         answered = []
         with zmq.Context() as context:
             for keys in (zmq.curve_keypair(), None):
-                socket = keeper_socket(context, tmp_path, keys)
+                socket = keeper_socket(context, tmp_path, keeper, keys)
                 socket.send(hello)
                 answered.append(bool(socket.poll(1000)))
             assert lease.alive("s")

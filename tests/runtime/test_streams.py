@@ -102,11 +102,15 @@ def produce(work: Work, rank: int, outlet: Outlet) -> None:
     outlet.end()
 
 
-def by_owner(work: Work, owners: Sequence[int], consumers: int, seed: int) -> list[list[Item]]:
+#: A batch has a message of its own, or some of a tranche share one, or all.
+buffer_sizes = st.sampled_from([64, 1024, 1 << 20])
+
+
+def by_owner(work: Work, owners: Sequence[int], consumers: int, seed: int, buffer_bytes: int) -> list[list[Item]]:
     wires = Wires(seed)
     ranks = range(len(work[0]))
     for rank in ranks:
-        produce(work, rank, ByOwner(wires.senders(rank, range(consumers)), owners, 64))
+        produce(work, rank, ByOwner(wires.senders(rank, range(consumers)), owners, buffer_bytes))
     owned = [[p for p, owner in enumerate(owners) if owner == rank] for rank in range(consumers)]
     return [list(Collector(wires.receiver(c, ranks), ranks, owned[c], len(work))) for c in range(consumers)]
 
@@ -129,13 +133,17 @@ def logical(items: Sequence[Item]) -> list[object]:
 
 
 @given(
-    work, st.lists(st.integers(0, 9), min_size=PARTITIONS, max_size=PARTITIONS), st.integers(1, 4), st.integers(0, 9)
+    work,
+    st.lists(st.integers(0, 9), min_size=PARTITIONS, max_size=PARTITIONS),
+    st.integers(1, 4),
+    st.integers(0, 9),
+    buffer_sizes,
 )
 def test_rows_come_to_the_owner_of_their_partition_in_the_order_of_the_producers(
-    work: Work, owners: list[int], consumers: int, seed: int
+    work: Work, owners: list[int], consumers: int, seed: int, buffer_bytes: int
 ) -> None:
     owners = [owner % consumers for owner in owners]
-    for rank, items in enumerate(by_owner(work, owners, consumers, seed)):
+    for rank, items in enumerate(by_owner(work, owners, consumers, seed, buffer_bytes)):
         owned = [partition for partition, owner in enumerate(owners) if owner == rank]
         ended = [(item.tranche, item.partition) for item in items if item.last]
         assert ended == [(tranche, partition) for tranche in range(len(work)) for partition in [*owned, -1]]
@@ -149,16 +157,30 @@ def test_rows_come_to_the_owner_of_their_partition_in_the_order_of_the_producers
 
 
 def test_rows_for_many_owners_are_gathered_into_few_messages() -> None:
-    """Of 100 batches with a row for each owner: one message a tranche."""
+    """Of 100 batches with two rows for each owner: one message a tranche, with all rows in their order."""
     wires = Wires(0)
-    senders = wires.senders(0, range(PARTITIONS))
-    outlet = ByOwner(senders, range(PARTITIONS), 1 << 20)
+    outlet = ByOwner(wires.senders(0, range(PARTITIONS)), range(PARTITIONS), 1 << 20)
     for tranche in range(2):
         for number in range(100):
-            outlet.put(Item(tranche, -1, rows_of([(partition, number) for partition in range(PARTITIONS)])))
+            outlet.put(Item(tranche, -1, rows_of([(p, 2 * number + n) for n in range(2) for p in range(PARTITIONS)])))
         outlet.put(Item(tranche, -1, last=True))
-    sent = [message for message in senders[0].sent if message is not None]
-    assert [item_of(message).last for message in sent] == [False, True] * 2
+    for owner in range(PARTITIONS):
+        sent = [item_of(message) for message in wires.sent[0, owner] if message is not None]
+        assert [(item.tranche, item.last) for item in sent] == [(0, False), (0, True), (1, False), (1, True)]
+        for item in sent[::2]:
+            assert item.rows is not None
+            assert item.rows["n"].to_pylist() == list(range(200))
+
+
+def test_what_was_gathered_of_a_tranche_that_is_not_closed_is_sent_too() -> None:
+    wires = Wires(0)
+    outlet = ByOwner(wires.senders(0, [0]), [0], 1 << 20)
+    for tranche in range(2):
+        outlet.put(Item(tranche, -1, rows_of([(0, tranche)]), notices_of([0])))
+    outlet.end()
+    sent = [item_of(message) for message in wires.sent[0, 0] if message is not None]
+    assert [(i.tranche, i.rows["n"].to_pylist()) for i in sent if i.rows is not None] == [(0, [0]), (1, [1])]
+    assert [i.tranche for i in sent if i.notices is not None] == [0, 1]
 
 
 @given(work, st.integers(1, 5), st.integers(0, 9))
@@ -174,11 +196,13 @@ def test_forwarded_rows_all_arrive_tranche_by_tranche(work: Work, consumers: int
         assert all(at + 1 == len(items) or items[at + 1].tranche > items[at].tranche for at in ends)
 
 
-@given(work, st.integers(1, 4), st.integers(0, 99), st.integers(0, 99))
-def test_what_a_rank_gets_does_not_depend_on_who_was_faster(work: Work, consumers: int, one: int, other: int) -> None:
+@given(work, st.integers(1, 4), st.integers(0, 99), st.integers(0, 99), buffer_sizes)
+def test_what_a_rank_gets_does_not_depend_on_who_was_faster(
+    work: Work, consumers: int, one: int, other: int, buffer_bytes: int
+) -> None:
     owners = [partition % consumers for partition in range(PARTITIONS)]
     runs: list[Callable[[int], list[list[Item]]]] = [
-        lambda seed: by_owner(work, owners, consumers, seed),
+        lambda seed: by_owner(work, owners, consumers, seed, buffer_bytes),
         lambda seed: forward(work, consumers, seed),
     ]
     for run in runs:
