@@ -112,6 +112,8 @@ def once(kind: str, pilot: str) -> dict[str, float]:
                 until_rank.append(take_began(notes) - submitted)
         finally:
             engine.end()
+    if pilot == "radical" and not agent.result():
+        raise RuntimeError("RADICAL-Pilot's agent was never waited for: the words for it have changed")
     return dict(zip(TIMINGS, (first, first - agent.result(), median(until_rank), median(whole)), strict=True))
 
 

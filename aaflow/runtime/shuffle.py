@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from aaflow.dataplane.communicator import Communicator
@@ -69,15 +70,19 @@ def by_partition(
 
 
 def split_by_partition(rows: Rows) -> dict[int, Rows]:
-    """A copy of the rows of every partition, in their order; slices of memory that they share."""
+    """A copy of the rows of every partition; see :func:`split_by`."""
+    return split_by(rows, rows.column("partition").to_numpy())
+
+
+def split_by(rows: Rows, keys: npt.NDArray[np.int32]) -> dict[int, Rows]:
+    """A copy of the rows of every key, int32 [rows] from 0, in their order; slices of memory that they share."""
     if not rows.num_rows:
         return {}
-    partition = rows.column("partition").to_numpy()
-    order = np.argsort(partition, kind="stable")
+    order = np.argsort(keys, kind="stable")
     ordered = rows.take(pa.array(order))
-    starts: list[int] = np.flatnonzero(np.diff(partition[order], prepend=-1)).tolist()
+    starts: list[int] = np.flatnonzero(np.diff(keys[order], prepend=-1)).tolist()
     ends = [*starts[1:], rows.num_rows]
     return {
-        int(partition[order[start]]): ordered.slice(start, end - start)
+        int(keys[order[start]]): ordered.slice(start, end - start)
         for start, end in zip(starts, ends)  # noqa: B905 - of one length
     }

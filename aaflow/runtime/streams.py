@@ -18,9 +18,8 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from aaflow.dataplane.edge import Message, Receiver, Sender, split_rows
-from aaflow.dataplane.rows import take_rows
 from aaflow.operators.operator import Item
-from aaflow.runtime.shuffle import by_partition, split_by_partition
+from aaflow.runtime.shuffle import by_partition, split_by, split_by_partition
 
 #: Tranche, partition, last.
 _TAG = struct.Struct("<ii?")
@@ -143,12 +142,8 @@ class ByOwner:
         """A copy of the rows of every owner, in their order: nothing else is held."""
         if batch is None or not batch.num_rows:
             return
-        owners = self._owners[batch.column("partition").to_numpy()]
-        order = np.argsort(owners, kind="stable")
-        ordered = take_rows(pa.Table.from_batches([batch]), order)
-        starts = np.flatnonzero(np.diff(owners[order], prepend=-1)).tolist()
-        for start, end in zip(starts, [*starts[1:], batch.num_rows]):  # noqa: B905 - of one length
-            parts[int(owners[order[start]])] += ordered.slice(start, end - start).to_batches()
+        for rank, part in split_by(batch, self._owners[batch.column("partition").to_numpy()]).items():
+            parts[rank].append(part)
 
     def _send_gathered(self) -> None:
         for rank in sorted({*self._rows, *self._notices}):
