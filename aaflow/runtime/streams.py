@@ -25,8 +25,6 @@ from aaflow.runtime.shuffle import by_partition, split_by, split_by_partition
 _TAG = struct.Struct("<ii?")
 #: Bytes of rows that a rank gathers for their owners, at most.
 GATHERED_BYTES = 16 << 20
-#: Bytes for each owner from which on rows go at once: joining them costs more than messages of that size.
-WORTH_BYTES = 256 << 10
 #: Tranches by which a rank may be ahead of the slowest before its items are left in the edge.
 _AHEAD = 1
 
@@ -100,8 +98,8 @@ class Forward:
 class ByOwner:
     """Sends rows and notices to the owner of their partition.
 
-    What a message costs does not depend on its size, so rows are gathered where an item has too few for each of many
-    owners; the receiver needs a tranche whole before it goes on.
+    What a message costs does not depend on its size, so rows are gathered until each of many owners gets a part that
+    is worth one; the receiver needs a tranche whole before it goes on.
 
     Args:
         senders: one for every rank of the next stage.
@@ -114,7 +112,6 @@ class ByOwner:
         self._owners = np.asarray(owners, np.int32)
         self._buffer_bytes = buffer_bytes
         self._enough = min(GATHERED_BYTES, len(senders) * buffer_bytes // 4)
-        self._worth = min(self._enough, len(senders) * WORTH_BYTES)
         self._tranche = 0
         self._bytes = 0
         self._rows: dict[int, list[pa.RecordBatch]] = defaultdict(list)
@@ -123,14 +120,13 @@ class ByOwner:
     def put(self, item: Item) -> None:
         """See :class:`Outlet`."""
         size = sum(batch.nbytes for batch in (item.rows, item.notices) if batch is not None)
-        worth = size >= self._worth
-        if worth or item.tranche != self._tranche:
+        if item.tranche != self._tranche or size >= self._enough:
             self._send_gathered()
         self._tranche = item.tranche
         self._gather(item.rows, self._rows)
         self._gather(item.notices, self._notices)
         self._bytes += size
-        if worth or self._bytes >= self._enough or ends_tranche(item):
+        if self._bytes >= self._enough or ends_tranche(item):
             self._send_gathered()
         if ends_tranche(item):
             for sender in self._senders.values():

@@ -5,7 +5,6 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -16,7 +15,6 @@ from aaflow.compiler.plan import forward_pairs
 from aaflow.dataplane.edge import Message
 from aaflow.operators.operator import Item
 from aaflow.runtime.streams import (
-    WORTH_BYTES,
     ByOwner,
     Collector,
     Forward,
@@ -172,21 +170,6 @@ def test_rows_for_many_owners_are_gathered_into_few_messages() -> None:
         for item in sent[::2]:
             assert item.rows is not None
             assert item.rows["n"].to_pylist() == list(range(200))
-
-
-def test_an_item_with_many_rows_for_each_owner_goes_at_once_behind_what_was_gathered() -> None:
-    wires = Wires(0)
-    outlet = ByOwner(wires.senders(0, range(2)), range(2), 64 << 20)
-    many = np.arange(2 * WORTH_BYTES // 8)
-    outlet.put(Item(0, -1, rows_of([(0, -2), (1, -1)])))
-    assert not any(wires.sent.values())
-    outlet.put(Item(0, -1, pa.record_batch([(many % 2).astype(np.int32), many], schema=ROWS)))
-    for owner in range(2):
-        sent = [item_of(message).rows for message in wires.sent[0, owner] if message is not None]
-        assert [rows["n"].to_pylist() for rows in sent if rows is not None] == [
-            [owner - 2],
-            many[many % 2 == owner].tolist(),
-        ]
 
 
 def test_what_was_gathered_of_a_tranche_that_is_not_closed_is_sent_too() -> None:
