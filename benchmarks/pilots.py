@@ -10,7 +10,8 @@ runs in a process of its own; the two take turns. RADICAL-Pilot's agent comes up
 seconds, so that a line leaves it out.
 
 ``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm), of as much
-for each node: CPU seconds of the ranks per row, and what passed between the nodes beside what the plan said.
+for each node: CPU seconds of the ranks per row, beside as many jobs of one node each at the same time and as many ranks
+on a single node; and what passed between the nodes beside what the plan said.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from statistics import median
 
 from measure.engines import BARE, GROUPS, Aaflow, Engine, take_began, write_rank
 from measure.figures import Figure, differences, figure
-from measure.nodes import NODES, RANKS_PER_NODE, Ingestion, ingestions
+from measure.nodes import NODES, SHAPES, Ingestion, ingestions, on_one_node, over_nodes, separate
 from rich.console import Console
 from rich.table import Table
 
@@ -146,7 +147,8 @@ def show_nodes(runs: list[Ingestion]) -> None:
         "nodes",
         "ranks",
         "CPU ms per 1000 rows",
-        "of 1 node",
+        "of 1 node alone",
+        "of as many jobs of 1 node",
         "of 1 node, as many ranks",
         "MB between nodes",
         "planned",
@@ -154,19 +156,24 @@ def show_nodes(runs: list[Ingestion]) -> None:
     )
     table = Table(*columns, title="Ingestion over nodes of a virtual cluster")
     for plan in dict.fromkeys(run.plan for run in runs):
+        by_shape = {shape: [run for run in runs if (run.plan, run.shape) == (plan, shape)] for shape in SHAPES}
         for nodes in NODES:
-            of = [run for run in runs if (run.plan, run.nodes, run.ranks) == (plan, nodes, nodes * RANKS_PER_NODE)]
-            cost = figure([run.cpu / run.rows * 1e6 for run in of])
+            of = by_shape[over_nodes(nodes)]
+            cost = figure([cost_of(run) for run in of])
             shares = [
-                shown(figure([run.cpu / run.rows / (one.cpu / one.rows) for run, one in zip(of, alone, strict=True)]))
-                for ranks in (of[0].ranks // nodes, of[0].ranks)
-                if (alone := [run for run in runs if (run.plan, run.nodes, run.ranks) == (plan, 1, ranks)])
+                shown(figure([cost_of(run) / cost_of(one) for run, one in zip(of, by_shape[beside], strict=True)]))
+                for beside in (over_nodes(1), separate(nodes), on_one_node(nodes))
             ]
             moved, planned = figure([run.moved / 1e6 for run in of]), of[0].planned / 1e6
             ratio = shown(figure([each / planned for each in moved.values])) if planned else "-"
             figures = (shown(cost), *shares, shown(moved), f"{planned:.3g}", ratio)
-            table.add_row(plan, str(nodes), str(of[0].ranks), *figures)
+            table.add_row(plan, str(nodes), str(of[0].shape.ranks), *figures)
     Console().print(table)
+
+
+def cost_of(run: Ingestion) -> float:
+    """CPU milliseconds per 1000 rows."""
+    return run.cpu / run.rows * 1e6
 
 
 def shown(rounds: Figure) -> str:
