@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -161,9 +162,11 @@ class BareParsl(Bare):
 
 
 class BareRadical:
-    """RADICAL-Pilot: a task of so many ranks, on aaflow's resource: its own does not find an ``mpiexec`` of pip.
+    """RADICAL-Pilot: a task with a slot for each rank, as aaflow's have.
 
-    The clock counts its import, as it counts that of the process in which aaflow's pilot has its session.
+    Slots are of nodes that it names when its agent is up; a callback says so, which is sooner than its ``wait``. The
+    resource is aaflow's: RADICAL-Pilot's own does not find an ``mpiexec`` of pip. The clock counts the import, as it
+    counts that of the process in which aaflow's pilot has its session.
     """
 
     def __init__(self, folder: Path, rank: Path) -> None:
@@ -179,21 +182,37 @@ class BareRadical:
         self._session: Any = None
         self._tasks: Any = None
         self._pilot: Any = None
+        self._active = threading.Event()
+        self._callback = self._follow  # RADICAL-Pilot knows it by its id
 
     def start(self) -> None:
         """See :class:`Engine`."""
         import radical.pilot as rp
 
         self._session = rp.Session()
-        pilots, self._tasks = rp.PilotManager(self._session), rp.TaskManager(self._session)
-        self._pilot = pilots.submit_pilots(rp.PilotDescription(self._described))
+        self._pilot = rp.PilotManager(self._session).submit_pilots(rp.PilotDescription(self._described))
+        self._pilot.register_callback(self._callback)
+        self._tasks = rp.TaskManager(self._session)  # while the agent comes up
         self._tasks.add_pilots(self._pilot)
+
+    def _follow(self, *_: Any) -> bool:
+        if self._pilot.state == "PMGR_ACTIVE":
+            self._active.set()
+        return True
 
     def run_group(self, number: int) -> None:
         """See :class:`Engine`."""
         import radical.pilot as rp
 
-        task = self._tasks.submit_tasks(rp.TaskDescription({"executable": self._rank, "ranks": RANKS}))
+        if not self._active.wait(120):
+            raise RuntimeError(f"RADICAL-Pilot's pilot is {self._pilot.state}")
+        node = self._pilot.nodelist.nodes[0]
+        slots = [
+            rp.Slot(node_index=node.index, node_name=node.name, cores=[rp.RO(index=core, occupation=1.0)])
+            for core in range(RANKS)
+        ]
+        described = {"executable": self._rank, "ranks": RANKS, "cores_per_rank": 1, "slots": slots}
+        task = self._tasks.submit_tasks(rp.TaskDescription(described))
         if self._tasks.wait_tasks([task.uid], timeout=120) != [rp.DONE]:
             raise RuntimeError(f"RADICAL-Pilot's task is {task.state}: {task.stderr} {task.exception}")
 

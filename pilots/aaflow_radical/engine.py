@@ -1,9 +1,8 @@
-"""A session of RADICAL-Pilot in a process of its own: ``python -m aaflow_radical.engine FOLDER``.
+"""The process that has a session of RADICAL-Pilot (:mod:`aaflow_radical.session`), and what it is given.
 
 A session forks, logs, changes signals and its working directory's content, and reads its settings from the environment
 of its process. Here it has one that is made for it, in which all that it starts carries the marks by which a run's
-keeper finds it. Orders come as lines of JSON on stdin (``[RUN_FOLDER, STAGE]``), events go as lines to stdout (see
-:data:`aaflow_radical.groups.Tell`); the end of stdin ends the session and the pilot.
+keeper finds it.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from site import getuserbase
-from typing import Any
 
 from aaflow.launchorder import import_folders
 from aaflow.runtime.enginejob import end_without_driver
@@ -48,7 +46,7 @@ def start_engine(site: Site, folder: Path, job: str, marks: Mapping[str, str]) -
     (folder / "pilot.json").write_text(json.dumps(described))
     with (folder / "engine.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "aaflow_radical.engine", str(folder)],
+            [sys.executable, "-m", "aaflow_radical.session", str(folder)],
             cwd=folder,
             env={**environment, "SBATCH_JOB_NAME": job},
             stdin=subprocess.PIPE,
@@ -91,36 +89,3 @@ def engine_environment(site: Site, folder: Path, marks: Mapping[str, str]) -> di
         environment["RADICAL_PILOT_PROXY_HOST"] = interface_address(site.interface)
         environment["PATH"] = os.pathsep.join([str(folder / "bin"), environment["PATH"]])
     return environment
-
-
-def main(folder: Path) -> None:
-    """Hold a session until stdin ends."""
-    events = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever else is printed goes to the log
-
-    def tell(event: dict[str, Any]) -> None:
-        events.write(json.dumps(event) + "\n")
-        events.flush()
-
-    try:
-        import radical.pilot as rp
-
-        from aaflow_radical.groups import Groups
-
-        session = rp.Session()
-        pilots, tasks = rp.PilotManager(session), rp.TaskManager(session)
-        described = json.loads((folder / "pilot.json").read_text(encoding="utf-8"))
-        pilot = pilots.submit_pilots(rp.PilotDescription(described))
-        tasks.add_pilots(pilot)
-        groups = Groups(tasks, pilot, tell)
-    except Exception as error:
-        tell({"failed": f"{type(error).__name__}: {error}"})
-        raise
-    for line in sys.stdin:
-        groups.submit(*json.loads(line))
-    groups.close()
-    session.close()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

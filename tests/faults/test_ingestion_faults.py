@@ -230,7 +230,7 @@ def test_a_session_of_radical_pilot_that_ends_before_its_agent_is_up_ends_the_ru
     command = ingestion.start(ingestion.command("radical"))
 
     def find() -> list[Process]:
-        return [process for process in ingestion.alive() if "aaflow_radical.engine" in command_line(process)]
+        return [process for process in ingestion.alive() if "aaflow_radical.session" in command_line(process)]
 
     wait_for(lambda: any("radical-pilot-bridge" in command_line(process) for process in ingestion.alive()))
     if how == "killed":
