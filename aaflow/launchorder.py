@@ -11,12 +11,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aaflow.runtime.group import run_group
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from aaflow.runtime.group import Command
     from aaflow.scheduling.placement import Placement
     from aaflow.scheduling.slot import Slot
@@ -56,7 +57,7 @@ def import_folders() -> list[str]:
 
 def _holds_packages(folder: str) -> bool:
     """Whether a folder holds installed packages, which fit one interpreter only."""
-    return not {"site-packages", "dist-packages"}.isdisjoint(Path(folder).parts)
+    return not {"site-packages", "dist-packages"}.isdisjoint(folder.split(os.sep))
 
 
 def start_stage(run_folder: str, stage: str) -> str:
@@ -80,10 +81,11 @@ def _composed(run_folder: str, stage: str) -> Command:
     """The launch command of a stage's group in this allocation, and its variables."""
     from aaflow.scheduling.launch import TaskGroup, by_batch_system, compose, find_launcher
 
-    order = json.loads(Path(run_folder, "launch", f"{stage}.json").read_text(encoding="utf-8"))
+    with open(os.path.join(run_folder, "launch", f"{stage}.json"), encoding="utf-8") as file:
+        order = json.load(file)
     slots = tuple(_slot(slot) for slot in order["slots"])
     python = order["python"] or sys.executable
-    argv = (python, "-m", "aaflow.runtime.stage", str(Path(run_folder, "placement.json")), stage)
+    argv = (python, "-m", "aaflow.runtime.stage", os.path.join(run_folder, "placement.json"), stage)
     group = TaskGroup(stage, len(slots), slots, argv, order["environment"])
     named = order["nodes"] > 1 or by_batch_system(order["launcher"])
     nodes = allocated_nodes() if named else ["localhost"]
@@ -105,7 +107,8 @@ def allocated_nodes() -> list[str]:
     """Names of the nodes of the batch job that this process is part of; this machine outside of one."""
     listed = os.environ.get("PBS_NODEFILE")
     if listed:
-        return list(dict.fromkeys(Path(listed).read_text(encoding="ascii").split()))
+        with open(listed, encoding="ascii") as file:
+            return list(dict.fromkeys(file.read().split()))
     compact = os.environ.get("SLURM_JOB_NODELIST")
     if compact:
         shown = subprocess.run(["scontrol", "show", "hostnames", compact], check=True, capture_output=True, text=True)

@@ -6,8 +6,8 @@
 ``groups``: from submit to the first rank of a first task group, and of each that follows on the same engine, and to the
 group's end; each pilot beside the bare engine that does the same: ``mpiexec`` by itself, an app of Parsl that runs
 ``mpiexec``, a task of RADICAL-Pilot of as many ranks. The ranks are a command that notes when it began. Every engine
-runs in a process of its own; the two take turns. RADICAL-Pilot's agent comes up by itself, in a time that varies by
-seconds, so that a line leaves it out.
+runs in a process of its own; the two take turns. RADICAL-Pilot's session, managers and agent come up in a time that
+varies by seconds, so that a line leaves it out: from when its session has a folder until its agent is up.
 
 ``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm), of as much
 for each node: CPU seconds of the ranks per row, beside as many jobs of one node each at the same time and as many ranks
@@ -25,6 +25,7 @@ import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -36,11 +37,11 @@ from rich.table import Table
 
 TIMINGS = (
     "first rank of a first group",
-    "the same, the agent's coming up left out",
+    "the same, RADICAL-Pilot's coming up left out",
     "first rank of a next group",
     "a next group",
 )
-#: Seconds between two looks at an agent.
+#: Seconds between two looks at an engine.
 LOOK_SECONDS = 0.005
 
 
@@ -95,15 +96,14 @@ def once(kind: str, pilot: str) -> dict[str, float]:
         rank = write_rank(notes)
         engine: Engine = Aaflow(folder, rank, pilot) if kind == "aaflow" else BARE[pilot](folder, rank)
         begun = threading.Event()
-        began = time.time()
-        engine.start()
-        try:
-            with ThreadPoolExecutor(1) as looking:
-                agent = looking.submit(agent_seconds, engine, begun)
-                try:
-                    engine.run_group(0)
-                finally:
-                    begun.set()
+        with ThreadPoolExecutor(1) as looking, ExitStack() as stack:
+            stack.callback(begun.set)
+            coming_up = looking.submit(engine_seconds, engine, begun)
+            began = time.time()
+            engine.start()
+            stack.callback(engine.end)
+            engine.run_group(0)
+            begun.set()
             first = take_began(notes) - began
             until_rank, whole = [], []
             for number in range(1, GROUPS):
@@ -111,19 +111,17 @@ def once(kind: str, pilot: str) -> dict[str, float]:
                 engine.run_group(number)
                 whole.append(time.time() - submitted)
                 until_rank.append(take_began(notes) - submitted)
-        finally:
-            engine.end()
-    if pilot == "radical" and not agent.result():
-        raise RuntimeError("RADICAL-Pilot's agent was never waited for: the words for it have changed")
-    return dict(zip(TIMINGS, (first, first - agent.result(), median(until_rank), median(whole)), strict=True))
+    if pilot == "radical" and not coming_up.result():
+        raise RuntimeError("RADICAL-Pilot was never waited for: its session has another folder")
+    return dict(zip(TIMINGS, (first, first - coming_up.result(), median(until_rank), median(whole)), strict=True))
 
 
-def agent_seconds(engine: Engine, begun: threading.Event) -> float:
-    """Seconds for which an engine waits for an agent of its own, until its first group has run."""
+def engine_seconds(engine: Engine, begun: threading.Event) -> float:
+    """Seconds for which everything waits for an engine's own processes, until its first group has run."""
     seconds, last = 0.0, time.monotonic()
     while not begun.wait(LOOK_SECONDS):
         now = time.monotonic()
-        seconds += now - last if engine.waits_for_agent() else 0.0
+        seconds += now - last if engine.comes_up() else 0.0
         last = now
     return seconds
 
@@ -133,7 +131,7 @@ def show_groups(pilot: str, figures: dict[str, Figure], rounds: int) -> None:
     table = Table("seconds until", "aaflow", "bare engine", "aaflow adds (target 0.1)")
     table.title = f"Pilot {pilot}, {rounds} rounds: median (least..most)"
     for name in TIMINGS:
-        if "agent" in name and pilot != "radical":
+        if "coming up" in name and pilot != "radical":
             continue
         ends = " ends" if name == TIMINGS[-1] else ""
         table.add_row(f"{name}{ends}", *(str(figures[f"{kind}: {name}"]) for kind in ("aaflow", "bare", "added")))

@@ -28,8 +28,8 @@ class Engine(Protocol):
     def run_group(self, number: int) -> None:
         """Start a group and wait for its end."""
 
-    def waits_for_agent(self) -> bool:
-        """Whether everything is handed over to an agent of the engine's own that is not up yet."""
+    def comes_up(self) -> bool:
+        """Whether the engine's own processes come up, for which everything else waits."""
 
     def end(self) -> None:
         """End what ``start`` started."""
@@ -93,9 +93,9 @@ class Aaflow:
         """See :class:`Engine`."""
         self._pilot.submit(self._placement.plan.stages[number].name, self._run).result(timeout=120)
 
-    def waits_for_agent(self) -> bool:
+    def comes_up(self) -> bool:
         """See :class:`Engine`."""
-        return "its agent is not up yet" in self._pilot.status()
+        return _has_session(Path(self._run, "radical")) and "agent is up" not in self._pilot.status()
 
     def end(self) -> None:
         """See :class:`Engine`."""
@@ -117,7 +117,7 @@ class Bare:
         """See :class:`Engine`."""
         subprocess.run(self._command, check=True)
 
-    def waits_for_agent(self) -> bool:
+    def comes_up(self) -> bool:
         """See :class:`Engine`."""
         return False
 
@@ -216,13 +216,18 @@ class BareRadical:
         if self._tasks.wait_tasks([task.uid], timeout=120) != [rp.DONE]:
             raise RuntimeError(f"RADICAL-Pilot's task is {task.state}: {task.stderr} {task.exception}")
 
-    def waits_for_agent(self) -> bool:
+    def comes_up(self) -> bool:
         """See :class:`Engine`."""
-        return self._pilot is not None and self._pilot.state == "PMGR_ACTIVE_PENDING"
+        return _has_session(Path.cwd()) and not self._active.is_set()
 
     def end(self) -> None:
         """See :class:`Engine`."""
         self._session.close(download=False)
+
+
+def _has_session(folder: Path) -> bool:
+    """Whether a session of RADICAL-Pilot has begun there."""
+    return any(folder.glob("rp.session.*"))
 
 
 BARE: dict[str, type[Any]] = {"local": Bare, "parsl": BareParsl, "radical": BareRadical}
