@@ -54,7 +54,6 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
     since = time.time_ns()
     keeper = start_keeper(run_folder, stage, "group", run=str(driver["run"]))
     try:
-        _import_rest()
         order = _order(compose)
     except BaseException:
         keeper.kill()  # it waits for its order, and has told nobody of itself
@@ -65,6 +64,7 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
         # A keeper that is dead already says so by its exit.
         with contextlib.suppress(BrokenPipeError):
             _tell(keeper, order)
+        _import_rest()
         keeper.wait()
     finally:
         # Where the caller is interrupted, the end of the pipe makes the keeper end the group.
