@@ -66,7 +66,7 @@ def main() -> None:
             show_groups(pilot, figures, rounds)
             found[pilot] = {name: each.to_json() for name, each in figures.items()}
     if "nodes" in arguments.case:
-        runs = ingestions(8 if arguments.quick else 64, 1 if arguments.quick else min(rounds, 3))
+        runs = ingestions(8 if arguments.quick else 64, 1 if arguments.quick else rounds)
         show_nodes(runs)
         found["nodes"] = [run.to_json() for run in runs]
     if arguments.json:
