@@ -20,29 +20,17 @@ import argparse
 import json
 import subprocess
 import sys
-import tempfile
-import threading
-import time
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 
-from measure.engines import BARE, GROUPS, Aaflow, Engine, take_began, write_rank
+from measure.engines import BARE
 from measure.figures import Figure, differences, figure
 from measure.nodes import NODES, SHAPES, Ingestion, ingestions, on_one_node, over_nodes, separate
+from measure.turn import TIMINGS
 from rich.console import Console
 from rich.table import Table
 
-TIMINGS = (
-    "first rank of a first group",
-    "the same, RADICAL-Pilot's coming up left out",
-    "first rank of a next group",
-    "a next group",
-)
-#: Seconds between two looks at an engine.
-LOOK_SECONDS = 0.005
+HERE = Path(__file__).parent
 
 
 def main() -> None:
@@ -53,11 +41,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="two rounds, a small corpus")
     parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--once", nargs=2, metavar=("KIND", "PILOT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.once:
-        print(json.dumps(once(*arguments.once)))
-        return
     rounds = 2 if arguments.quick else arguments.rounds
     found: dict[str, object] = {}
     if "groups" in arguments.case:
@@ -78,52 +62,14 @@ def groups(pilot: str, rounds: int) -> dict[str, Figure]:
     seconds: dict[str, list[float]] = defaultdict(list)
     for number in range(rounds):
         for kind in sorted(("aaflow", "bare"), reverse=number % 2 == 0):
-            command = [sys.executable, __file__, "--once", kind, pilot]
-            done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+            command = [sys.executable, "-m", "measure.turn", kind, pilot]
+            done = subprocess.run(command, cwd=HERE, check=True, stdout=subprocess.PIPE, text=True)
             for name, value in json.loads(done.stdout.strip().splitlines()[-1]).items():
                 seconds[f"{kind}: {name}"].append(value)
     figures = {name: figure(values) for name, values in seconds.items()}
     for name in TIMINGS:
         figures[f"added: {name}"] = differences(figures[f"aaflow: {name}"], figures[f"bare: {name}"])
     return figures
-
-
-def once(kind: str, pilot: str) -> dict[str, float]:
-    """The timings of one engine in this process; of the groups after the first the median."""
-    with tempfile.TemporaryDirectory(prefix="pilots-", dir="/tmp") as name:
-        folder = Path(name).resolve()
-        (notes := folder / "notes").mkdir()
-        rank = write_rank(notes)
-        engine: Engine = Aaflow(folder, rank, pilot) if kind == "aaflow" else BARE[pilot](folder, rank)
-        begun = threading.Event()
-        with ThreadPoolExecutor(1) as looking, ExitStack() as stack:
-            stack.callback(begun.set)
-            coming_up = looking.submit(engine_seconds, engine, begun)
-            began = time.time()
-            engine.start()
-            stack.callback(engine.end)
-            engine.run_group(0)
-            begun.set()
-            first = take_began(notes) - began
-            until_rank, whole = [], []
-            for number in range(1, GROUPS):
-                submitted = time.time()
-                engine.run_group(number)
-                whole.append(time.time() - submitted)
-                until_rank.append(take_began(notes) - submitted)
-    if pilot == "radical" and not coming_up.result():
-        raise RuntimeError("RADICAL-Pilot was never waited for: its session has another folder")
-    return dict(zip(TIMINGS, (first, first - coming_up.result(), median(until_rank), median(whole)), strict=True))
-
-
-def engine_seconds(engine: Engine, begun: threading.Event) -> float:
-    """Seconds for which everything waits for an engine's own processes, until its first group has run."""
-    seconds, last = 0.0, time.monotonic()
-    while not begun.wait(LOOK_SECONDS):
-        now = time.monotonic()
-        seconds += now - last if engine.comes_up() else 0.0
-        last = now
-    return seconds
 
 
 def show_groups(pilot: str, figures: dict[str, Figure], rounds: int) -> None:

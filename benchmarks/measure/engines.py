@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import threading
 from contextlib import ExitStack
 from pathlib import Path
@@ -161,22 +162,32 @@ class BareParsl(Bare):
         self._kernel.cleanup()
 
 
+_DESCRIBE = """
+import json, pathlib, sys
+from aaflow.scheduling.sitefile import load_site
+from aaflow_radical.engine import engine_environment
+from aaflow_radical.resource import configure
+
+site, folder = load_site("local"), pathlib.Path(sys.argv[1])
+print(json.dumps([configure(site, folder), engine_environment(site, folder, {})]))
+"""
+
+
 class BareRadical:
     """RADICAL-Pilot: a task with a slot for each rank, as aaflow's have.
 
     Slots are of nodes that it names when its agent is up; a callback says so, which is sooner than its ``wait``. The
     resource is aaflow's: RADICAL-Pilot's own does not find an ``mpiexec`` of pip. The clock counts the import, as it
-    counts that of the process in which aaflow's pilot has its session.
+    counts that of the process in which aaflow's pilot has its session; so another process describes the resource.
     """
 
     def __init__(self, folder: Path, rank: Path) -> None:
-        from aaflow.scheduling.sitefile import load_site
-        from aaflow_radical.engine import engine_environment
-        from aaflow_radical.resource import configure
-
-        site, files = load_site("local"), folder / "radical"
-        self._described = configure(site, files)
-        os.environ.update(engine_environment(site, files, {}))
+        files = folder / "radical"
+        done = subprocess.run(
+            [sys.executable, "-c", _DESCRIBE, str(files)], check=True, stdout=subprocess.PIPE, text=True
+        )
+        self._described, environment = json.loads(done.stdout)
+        os.environ.update(environment)
         os.chdir(files)
         self._rank = str(rank)
         self._session: Any = None

@@ -107,10 +107,17 @@ def test_cancelling_a_detached_run_ends_its_job_and_keeps_what_it_did(
     ids=["cancelled by a person", "node lost"],
 )
 def test_a_detached_run_whose_job_is_cut_says_why_and_counts(
-    before: Ingestion, possible: None, tmp_path: Path, undisturbed: str, lost: bool, says: str
+    before: Ingestion,
+    possible: None,
+    tmp_path: Path,
+    undisturbed: str,
+    lost: bool,
+    says: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     with VirtualCluster() as cluster:
         ingestion = on_cluster(before, tmp_path, cluster)
+        request.addfinalizer(ingestion.end)
         ingestion.options = ("--ranks", "4", "--detach", "--json")
         run = start(ingestion, **held(tmp_path / "held", batches=3))
         wait_until_held(tmp_path / "held", 4)
@@ -135,7 +142,6 @@ def test_a_detached_run_whose_job_is_cut_says_why_and_counts(
             assert again.code == 0, again
         assert ingestion.content() == (2, undisturbed)
         assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
-    ingestion.end()
 
 
 def test_a_run_until_done_takes_as_many_jobs_as_it_needs_while_each_makes_progress(

@@ -84,15 +84,19 @@ def test_a_parsl_program_runs_from_the_login_node_by_the_name_of_the_site(
 BIG_FILE = {"split_bytes": 8 << 20, "size": 4000, "window": 512}
 
 
-def test_a_job_that_was_cut_inside_one_big_file_counts(cluster: VirtualCluster, tmp_path: Path) -> None:
+def test_a_job_that_was_cut_inside_one_big_file_counts(
+    cluster: VirtualCluster, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     words = " ".join(f"word{n}" for n in range(2300))
     for folder in ("docs", "cut", "whole", "held"):
         (tmp_path / folder).mkdir()
     with (tmp_path / "docs" / "one.jsonl").open("w", encoding="ascii") as file:
         file.writelines(json.dumps({"id": str(n), "text": f"Record {n}. {words}"}) + "\n" for n in range(9000))
     whole = Ingestion(tmp_path / "whole", tmp_path / "docs", **BIG_FILE)
+    request.addfinalizer(whole.end)
     whole.complete()
     ingestion = ClusterIngestion(tmp_path / "cut", tmp_path / "docs", cluster=cluster, nodes=2, **BIG_FILE)
+    request.addfinalizer(ingestion.end)
     ingestion.options = ("--ranks", "4", "--json")
     command = ingestion.launch(FAULTS_HOLD=str(tmp_path / "held"), FAULTS_BATCHES="12")
     wait_for(lambda: len(list((tmp_path / "held").iterdir())) == 4 or command.poll() is not None, 90)
@@ -108,8 +112,6 @@ def test_a_job_that_was_cut_inside_one_big_file_counts(cluster: VirtualCluster, 
     assert again.code == 0, again
     assert ingestion.content() == whole.content()
     assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
-    for each in (ingestion, whole):
-        each.end()
 
 
 Disturb = Callable[[ClusterIngestion, VirtualCluster], None]
@@ -141,10 +143,17 @@ def wait(ingestion: ClusterIngestion, cluster: VirtualCluster) -> None:
     ],
 )
 def test_a_run_cut_short_says_why_and_the_index_is_whole(
-    before: Ingestion, possible: None, tmp_path: Path, undisturbed: str, disturb: Disturb, says: str
+    before: Ingestion,
+    possible: None,
+    tmp_path: Path,
+    undisturbed: str,
+    disturb: Disturb,
+    says: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     with VirtualCluster() as cluster:
         ingestion = on_cluster(before, tmp_path, cluster)
+        request.addfinalizer(ingestion.end)
         if disturb is wait:
             ingestion.walltime = "00:01:00"
         held = tmp_path / "held"
@@ -172,4 +181,3 @@ def test_a_run_cut_short_says_why_and_the_index_is_whole(
             Ingestion.complete(ingestion)
         assert ingestion.content() == (2, undisturbed)
         assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
-    ingestion.end()

@@ -60,10 +60,18 @@ def wait(cluster: VirtualCluster) -> None:
     ],
 )
 def test_a_job_of_radical_pilot_that_is_cut_says_why_and_counts(
-    radical_turn: None, before: Ingestion, possible: None, tmp_path: Path, undisturbed: str, disturb: Disturb, says: str
+    radical_turn: None,
+    before: Ingestion,
+    possible: None,
+    tmp_path: Path,
+    undisturbed: str,
+    disturb: Disturb,
+    says: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     with VirtualCluster() as cluster:
         ingestion = on_cluster(before, tmp_path, cluster, walltime="00:03:00" if disturb is wait else "00:10:00")
+        request.addfinalizer(ingestion.end)
         ingestion.pilot, ingestion.nodes, ingestion.options = "radical", 2, ("--ranks", "4", "--json")
         held = tmp_path / "held"
         held.mkdir()
@@ -85,4 +93,3 @@ def test_a_job_of_radical_pilot_that_is_cut_says_why_and_counts(
         Ingestion.complete(ingestion)
         assert ingestion.content() == (2, undisturbed)
         assert {path: path.stat().st_mtime_ns for path in segments} == kept, "a committed segment was written again"
-    ingestion.end()
