@@ -96,7 +96,8 @@ class Aaflow:
 
     def comes_up(self) -> bool:
         """See :class:`Engine`."""
-        return _has_session(Path(self._run, "radical")) and "agent is up" not in self._pilot.status()
+        sessions = Path(self._run, "radical").glob("rp.session.*")
+        return any(sessions) and "agent is up" not in self._pilot.status()
 
     def end(self) -> None:
         """See :class:`Engine`."""
@@ -190,6 +191,7 @@ class BareRadical:
         os.environ.update(environment)
         os.chdir(files)
         self._rank = str(rank)
+        self._folder = str(files / "rp.session.bare")
         self._session: Any = None
         self._tasks: Any = None
         self._pilot: Any = None
@@ -200,7 +202,7 @@ class BareRadical:
         """See :class:`Engine`."""
         import radical.pilot as rp
 
-        self._session = rp.Session()
+        self._session = rp.Session(uid=os.path.basename(self._folder))
         self._pilot = rp.PilotManager(self._session).submit_pilots(rp.PilotDescription(self._described))
         self._pilot.register_callback(self._callback)
         self._tasks = rp.TaskManager(self._session)  # while the agent comes up
@@ -229,16 +231,12 @@ class BareRadical:
 
     def comes_up(self) -> bool:
         """See :class:`Engine`."""
-        return _has_session(Path.cwd()) and not self._active.is_set()
+        # Not by looking into the folder: RADICAL-Pilot closes descriptors that it did not open.
+        return os.path.exists(self._folder) and not self._active.is_set()
 
     def end(self) -> None:
         """See :class:`Engine`."""
         self._session.close(download=False)
-
-
-def _has_session(folder: Path) -> bool:
-    """Whether a session of RADICAL-Pilot has begun there."""
-    return any(folder.glob("rp.session.*"))
 
 
 BARE: dict[str, type[Any]] = {"local": Bare, "parsl": BareParsl, "radical": BareRadical}
