@@ -60,12 +60,13 @@ def _holds_packages(folder: str) -> bool:
     return not {"site-packages", "dist-packages"}.isdisjoint(folder.split(os.sep))
 
 
-def start_stage(run_folder: str, stage: str) -> str:
+def start_stage(run_folder: str, stage: str, *, fork: bool = False) -> str:
     """Run the task group of a stage on the nodes of this allocation; what every pilot's task does.
 
     Args:
         run_folder: folder of the run.
         stage: name of the stage.
+        fork: see :func:`aaflow.runtime.group.run_group`.
 
     Returns:
         The group's result, as JSON.
@@ -74,7 +75,7 @@ def start_stage(run_folder: str, stage: str) -> str:
         StageError: the group did not do its work.
         SiteError: the launcher is unknown or missing.
     """
-    return json.dumps(run_group(run_folder, stage, lambda: _composed(run_folder, stage)).to_json())
+    return json.dumps(run_group(run_folder, stage, lambda: _composed(run_folder, stage), fork=fork).to_json())
 
 
 def _composed(run_folder: str, stage: str) -> Command:

@@ -24,12 +24,13 @@ from aaflow.runtime import processes, records
 
 if TYPE_CHECKING:
     from aaflow.runtime.ending import GroupResult
+    from aaflow.runtime.forked import ForkedKeeper
 
 #: A launch command, and variables on top of the caller's.
 Command = tuple[Sequence[str], Mapping[str, str]]
 
 
-def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> GroupResult:
+def run_group(run_folder: str, stage: str, compose: Callable[[], Command], *, fork: bool = False) -> GroupResult:
     """Run the task group of a stage and return when nothing of it is left on this node.
 
     The launch command runs under a keeper. When the caller dies, the keeper sees the end of its pipe and ends the
@@ -39,6 +40,7 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
         run_folder: folder of a run whose driver holds an :class:`aaflow.runtime.lease.RunLease`.
         stage: name of the stage.
         compose: gives the launch command and its variables; called while the keeper starts.
+        fork: the keeper is a fork, which starts sooner than a program; see :mod:`aaflow.runtime.forked` for when.
 
     Raises:
         StageError: the group did not do its work; names the stage, the rank that failed first and the log.
@@ -52,7 +54,13 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
         raise RunError(f"stage {stage!r}: the run in {run_folder} has ended or never began; start a new one")
     _forget_earlier(run_folder, stage)
     since = time.time_ns()
-    keeper = start_keeper(run_folder, stage, "group", run=str(driver["run"]))
+    keeper: subprocess.Popen[bytes] | ForkedKeeper
+    if fork:
+        from aaflow.runtime.forked import ForkedKeeper
+
+        keeper = ForkedKeeper(run_folder, stage, str(driver["run"]))
+    else:
+        keeper = start_keeper(run_folder, stage, "group", run=str(driver["run"]))
     try:
         order = _order(compose)
     except BaseException:
@@ -69,12 +77,12 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command]) -> Gr
     finally:
         # Where the caller is interrupted, the end of the pipe makes the keeper end the group.
         _close(keeper)
-        keeper.wait()
+        code = keeper.wait()
     from aaflow.runtime.ending import GroupResult, stage_error
 
     record = records.read(records.group_path(run_folder, stage))
     if record is None:
-        result = _after_keeper(run_folder, stage, str(driver["run"]), keeper.returncode, since)
+        result = _after_keeper(run_folder, stage, str(driver["run"]), code, since)
     else:
         result = GroupResult.from_json(record)
     if not result.succeeded:
@@ -131,13 +139,13 @@ def start_keeper(run_folder: str, stage: str, kind: str, *, run: str) -> subproc
         os.close(handle)
 
 
-def _tell(keeper: subprocess.Popen[bytes], order: str) -> None:
+def _tell(keeper: subprocess.Popen[bytes] | ForkedKeeper, order: str) -> None:
     assert keeper.stdin is not None
     keeper.stdin.write(order.encode() + b"\n")
     keeper.stdin.flush()
 
 
-def _close(keeper: subprocess.Popen[bytes]) -> None:
+def _close(keeper: subprocess.Popen[bytes] | ForkedKeeper) -> None:
     assert keeper.stdin is not None
     with contextlib.suppress(OSError):
         keeper.stdin.close()

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import radical.pilot as rp
 
 from aaflow.errors import AaflowError, PilotError
+from aaflow.runtime import records
 from aaflow.scheduling.placement import Placement
 from aaflow_radical.tasks import slots_of, task_description
 
@@ -115,6 +116,9 @@ class Groups:
         """Take the slots of a stage; the task that runs on them."""
         placement = Placement.load(Path(run_folder))
         order = json.loads(Path(run_folder, "launch", f"{stage}.json").read_text(encoding="utf-8"))
+        driver = records.read(records.driver_path(run_folder))
+        if driver is None:
+            raise PilotError(f"the run in {run_folder} has no driver")
         nodelist = self._pilot.nodelist
         if nodelist is None:
             raise PilotError(f"RADICAL-Pilot's pilot {self._pilot.uid} does not say which nodes it has")
@@ -128,6 +132,7 @@ class Groups:
             uid=uid,
             pilot=self._pilot.uid,
             run_folder=run_folder,
+            run=str(driver["run"]),
             python=sys.executable,
             rank_python=order["python"] or sys.executable,
             environment=order["environment"],

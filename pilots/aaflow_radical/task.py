@@ -1,5 +1,6 @@
 """What a task of RADICAL-Pilot runs in place of a launch command: ``python -m aaflow_radical.task RUN_FOLDER STAGE``.
 
+It is a process of its own with one thread and the marks of a keeper, so that the group's keeper is a fork of it.
 RADICAL-Pilot carries an exit code back; the result, or the error, lies in the run folder.
 """
 
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
     """Start the group of a stage and wait for its end; 0 when it did its work."""
     run_folder, stage = arguments
     try:
-        record = {"result": json.loads(start_stage(run_folder, stage))}
+        record = {"result": json.loads(start_stage(run_folder, stage, fork=True))}
     except errors.AaflowError as error:
         record = {"error": type(error).__name__, "words": str(error), "fields": vars(error)}
     records.write(result_path(run_folder, stage), record)

@@ -10,6 +10,7 @@ from pathlib import Path
 import radical.pilot as rp
 
 from aaflow.errors import PilotError
+from aaflow.runtime import processes
 from aaflow.scheduling.placement import Placement
 
 
@@ -72,6 +73,7 @@ def task_description(
     uid: str,
     pilot: str,
     run_folder: str,
+    run: str,
     python: str,
     rank_python: str,
     environment: Mapping[str, str],
@@ -89,11 +91,14 @@ def task_description(
         uid: of the task, new in its session.
         pilot: uid of the pilot that has the slots.
         run_folder: of the run.
+        run: its id.
         python: interpreter of this program, the same on every node.
         rank_python: interpreter of the ranks.
         environment: variables on top of the pilot's.
     """
-    variables = " ".join(shlex.quote(f"{name}={value}") for name, value in sorted(environment.items()))
+    marks = f"-u {processes.ENGINE} -u {processes.GROUP}"  # a keeper lives on without its engine
+    values = {**environment, processes.RUN: run}
+    variables = " ".join(shlex.quote(f"{name}={value}") for name, value in sorted(values.items()))
     task = shlex.join([python, "-m", "aaflow_radical.task", run_folder, stage])
     return rp.TaskDescription(
         {
@@ -107,6 +112,6 @@ def task_description(
             "gpus_per_rank": float(len(slots[0].gpus)),
             "slots": list(slots),
             "environment": dict(environment),
-            "pre_launch": [f"exec env {variables} {task}"],
+            "pre_launch": [f"exec env {marks} {variables} {task}"],
         }
     )

@@ -24,7 +24,7 @@ from ingestions import ALL, BUDGET, OLD, Ingestion, command_line, write_document
 from aaflow.cli.workflowfile import read_workflow
 from aaflow.driver import compile, place, run
 from aaflow.index import open_index
-from aaflow.runtime import hydrafiles, processes, sharedfiles
+from aaflow.runtime import forked, hydrafiles, processes, sharedfiles
 from aaflow.runtime.processes import Process
 
 #: Ranks of the stages, by pilot: rows go forward on some edges and to the owner of their partition on others.
@@ -405,6 +405,8 @@ def role_of(process: Process) -> str:
         return "proxy"
     if name.startswith(("mpiexec", "mpirun", "srun")):
         return "launcher"
+    if name == forked.NAME:
+        return "keeper"
     if "aaflow.runtime.keeper" in line:
         return "engine's keeper" if line.rstrip().endswith("- engine") else "keeper"
     kinds = {
@@ -421,9 +423,10 @@ def role_of(process: Process) -> str:
 def stage_of(process: Process) -> str:
     """The stage that a process belongs to, as its environment or its keeper's command has it; else empty."""
     words = command_line(process).split()
-    if "aaflow.runtime.keeper" in words:
-        stage = words[words.index("aaflow.runtime.keeper") + 2]
-        return "" if stage == "-" else stage
+    for program in ("aaflow.runtime.keeper", "aaflow_radical.task"):
+        if program in words:
+            stage = words[words.index(program) + 2]
+            return "" if stage == "-" else stage
     with contextlib.suppress(OSError):
         for entry in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0"):
             if entry.startswith(f"{processes.GROUP}=".encode()):

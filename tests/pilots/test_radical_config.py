@@ -267,8 +267,8 @@ def test_a_task_is_a_stage_with_its_ranks_and_slots() -> None:
     placement = placed(LOCAL, {"embed": [Slot(0, (2, 3), None, 1), Slot(0, (4, 5), None, 1)]})
     slots = slots_of(placement, "embed", nodes(1))
     made = task_description(
-        "embed", slots, uid="aaflow.1", pilot="pilot.0000", run_folder="/runs/one", python="/env/bin/python",
-        rank_python="/gpu/bin/python", environment={"PYTHONPATH": "/my folder"},
+        "embed", slots, uid="aaflow.1", pilot="pilot.0000", run_folder="/runs/one", run="the-run",
+        python="/env/bin/python", rank_python="/gpu/bin/python", environment={"PYTHONPATH": "/my folder"},
     )  # fmt: skip
     made.verify()
     assert (made.name, made.ranks, made.cores_per_rank, made.gpus_per_rank) == ("embed", 2, 2, 0.0)
@@ -276,7 +276,7 @@ def test_a_task_is_a_stage_with_its_ranks_and_slots() -> None:
     (launched,) = made.pre_launch
     words = shlex.split(launched)
     assert words == [
-        *("exec", "env", "PYTHONPATH=/my folder"),
+        *("exec", "env", "-u", "AAFLOW_ENGINE", "-u", "AAFLOW_GROUP", "AAFLOW_RUN=the-run", "PYTHONPATH=/my folder"),
         *("/env/bin/python", "-m", "aaflow_radical.task", "/runs/one", "embed"),
     ]
 

@@ -16,7 +16,7 @@ import pytest
 
 import aaflow
 from aaflow.errors import RunError, SiteError, StageError
-from aaflow.runtime import leftovers, processes, records, sharedfiles
+from aaflow.runtime import forked, leftovers, processes, records, sharedfiles
 from aaflow.runtime.cleaning import registered_files
 from aaflow.runtime.group import Command, run_group, start_keeper
 from aaflow.runtime.lease import RunLease
@@ -45,13 +45,14 @@ if rank == 1:
 time.sleep(3600)
 """
 
-#: What an engine's worker does: it runs the group and prints how it ended.
+#: What an engine's worker does: it runs the group, with a keeper that is a program or a fork, and prints how it ended.
 WORKER = """
 import sys
 from aaflow.errors import StageError
 from aaflow.runtime.group import run_group
+how, folder, *argv = sys.argv[1:]
 try:
-    print(run_group(sys.argv[1], "work", lambda: (sys.argv[2:], {})))
+    print(run_group(folder, "work", lambda: (argv, {}), fork=how == "fork"))
 except StageError as error:
     print(error)
 """
@@ -61,12 +62,15 @@ DRIVER = """
 import os, subprocess, sys
 from aaflow.errors import StageError
 from aaflow.runtime.lease import RunLease
-folder, worker, *argv = sys.argv[1:]
+how, folder, worker, *argv = sys.argv[1:]
 with RunLease(folder) as lease:
     engine = {**os.environ, **lease.keep_engine()}
     subprocess.Popen(["sleep", "3600"], env=engine, start_new_session=True)
     ended = lease.watch("work")
-    started = subprocess.Popen([sys.executable, "-c", worker, folder, *argv], env=engine, start_new_session=True)
+    command = [sys.executable, "-c", worker, how, folder, *argv]
+    if how == "fork":
+        engine = {**os.environ, "AAFLOW_RUN": lease.run}
+    started = subprocess.Popen(command, env=engine, start_new_session=True)
     try:
         print("ended well", ended.result(), flush=True)
     except StageError as error:
@@ -127,10 +131,10 @@ def parent(process: Process) -> Process:
     return found
 
 
-@pytest.fixture
-def running(tmp_path: Path) -> Iterator[Running]:
+@pytest.fixture(params=["program", "fork"])
+def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     folder = str(tmp_path / "run")
-    argv = [sys.executable, "-c", DRIVER, folder, WORKER, *mpiexec(3, BUSY_RANKS, folder)]
+    argv = [sys.executable, "-c", DRIVER, request.param, folder, WORKER, *mpiexec(3, BUSY_RANKS, folder)]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as driver:
         wait_for(lambda: len(records.per_rank(folder, "ranks", "work")) == 3)
         ranks = [processes.read_process(record) for record in records.per_rank(folder, "ranks", "work").values()]
@@ -138,6 +142,7 @@ def running(tmp_path: Path) -> Iterator[Running]:
         launcher = parent(proxy)
         keeper = parent(launcher)
         worker = parent(keeper)
+        assert (processes.command_name(keeper.pid) == forked.NAME) == (request.param == "fork")
         own = processes.find_process(driver.pid)
         assert own is not None
         parts = dict(zip(("computing rank", "waiting rank", "sleeping rank"), ranks, strict=True))
@@ -273,6 +278,17 @@ def test_the_group_gets_the_callers_environment_and_its_own(tmp_path: Path, monk
     assert len(seen["ADDED"]) == 100_000
     assert seen["AAFLOW_RUN"] == run
     assert seen["AAFLOW_GROUP"] == f"{run}/work"
+
+
+def test_a_process_with_other_marks_than_a_keeper_can_not_fork_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunLease(str(tmp_path)) as lease:
+        for name, value in ((processes.RUN, "another"), (processes.ENGINE, lease.run)):
+            monkeypatch.setenv(processes.RUN, lease.run)
+            monkeypatch.setenv(name, value)
+            with pytest.raises(ValueError, match=f"has to have AAFLOW_RUN={lease.run} alone"):
+                run_group(str(tmp_path), "work", lambda: (["true"], {}), fork=True)
 
 
 def test_the_first_error_of_a_rank_is_the_error_of_the_stage(tmp_path: Path) -> None:
