@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -135,7 +136,11 @@ def parent(process: Process) -> Process:
 def running(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Running]:
     folder = str(tmp_path / "run")
     argv = [sys.executable, "-c", DRIVER, request.param, folder, WORKER, *mpiexec(3, BUSY_RANKS, folder)]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as driver:
+    with (
+        subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True) as driver,
+        contextlib.ExitStack() as stack,
+    ):
+        stack.callback(driver.kill)  # its keepers end the rest, also where this fails
         wait_for(lambda: len(records.per_rank(folder, "ranks", "work")) == 3)
         ranks = [processes.read_process(record) for record in records.per_rank(folder, "ranks", "work").values()]
         proxy = parent(ranks[0])
