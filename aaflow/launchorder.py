@@ -74,6 +74,7 @@ def start_stage(run_folder: str, stage: str, *, fork: bool = False) -> str:
     Raises:
         StageError: the group did not do its work.
         SiteError: the launcher is unknown or missing.
+        ValueError: this process can't fork a keeper.
     """
     return json.dumps(run_group(run_folder, stage, lambda: _composed(run_folder, stage), fork=fork).to_json())
 

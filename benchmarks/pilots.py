@@ -5,13 +5,13 @@
 
 ``groups``: from submit to the first rank of a first task group, and of each that follows on the same engine, and to the
 group's end; each pilot beside the bare engine that does the same: ``mpiexec`` by itself, an app of Parsl that runs
-``mpiexec``, a task of RADICAL-Pilot of as many ranks. The ranks are a command that notes when it began. Every engine
+``mpiexec``, a task of RADICAL-Pilot with as many slots. The ranks are a command that notes when it began. Every engine
 runs in a process of its own; the two take turns. RADICAL-Pilot's session, managers and agent come up in a time that
 varies by seconds, so that a line leaves it out: from when its session has a folder until its agent is up.
 
 ``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm), of as much
-for each node: CPU seconds of the ranks per row, beside as many jobs of one node each at the same time and as many ranks
-on a single node; and what passed between the nodes beside what the plan said.
+for each node: CPU seconds of the ranks per row, beside as many jobs of one node each that are started together, and as many
+ranks on a single node; and what passed between the nodes beside what the plan said.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 :func:`run_group` is what a pilot calls on the node that starts the group; it watches the keeper, and the keeper
 watches it (see :mod:`aaflow.runtime.keeper` for who notices what). A rank calls :func:`keep_node` before ``MPI_Init``
 and :func:`register_rank` after it. Imports are kept small: an engine's worker imports this, and what it needs only
-later it imports while the keeper's own interpreter starts.
+later it imports when the keeper has its order.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def run_group(run_folder: str, stage: str, compose: Callable[[], Command], *, fo
     Raises:
         StageError: the group did not do its work; names the stage, the rank that failed first and the log.
         RunError: the run folder has no run, or its run has ended.
-        ValueError: the stage's name can't be part of a file's name.
+        ValueError: the stage's name can't be part of a file's name, or this process can't fork a keeper.
         Exception: what ``compose`` raises; nothing was started then.
     """
     records.check_stage(stage)

@@ -1,6 +1,6 @@
 """The keeper: a small process per node, outside MPI, that ends a task group when whoever owns it is gone.
 
-    python -m aaflow.runtime.keeper RUN_FOLDER STAGE        starts the group and keeps it
+    python -m aaflow.runtime.keeper RUN_FOLDER STAGE        starts the group and keeps it; may be a fork of its starter
     python -m aaflow.runtime.keeper RUN_FOLDER STAGE node   keeps the ranks of a group on a further node
     python -m aaflow.runtime.keeper RUN_FOLDER - engine     keeps the engine that a driver started
     python -m aaflow.runtime.keeper RUN_FOLDER - job        asks in a batch job that starts whether its driver lives
@@ -30,11 +30,32 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 
 from aaflow.runtime import processes, records
 from aaflow.runtime.kept import Launch
 from aaflow.runtime.wakeup import Wakeup
+
+#: Seconds between two looks at the driver while there is no order.
+TICK_SECONDS = 1.0
+
+
+def read_order(run_folder: str) -> bytes:
+    """The line that says what to start; empty where whoever would send it is gone, or the run is over."""
+    while not select.select([0], [], [], TICK_SECONDS)[0]:
+        if run_is_over(run_folder):
+            return b""
+    return sys.stdin.buffer.readline()
+
+
+def run_is_over(run_folder: str) -> bool:
+    """Whether the run has ended, or its driver has died on this node."""
+    driver = records.read(records.driver_path(run_folder))
+    if driver is None or "ended" in driver:
+        return True
+    here = processes.read_node(driver) == processes.this_node()
+    return here and not processes.is_alive(processes.read_process(driver))
 
 
 def launch_group(run_folder: str, stage: str, run: str, line: bytes) -> Launch | str:
@@ -64,7 +85,7 @@ def main(arguments: list[str]) -> None:
         sys.stdin.buffer.read()
         clean_engine_job(engine)
         return
-    line = sys.stdin.buffer.readline() if kind == "group" else b""  # its run may end before it comes
+    line = read_order(run_folder) if kind == "group" else b""  # its run may end before it comes
     driver = records.read(records.driver_path(run_folder))
     keys = records.read(records.client_keys_path(run_folder))
     if driver is None or keys is None:

@@ -177,8 +177,8 @@ print(json.dumps([configure(site, folder), engine_environment(site, folder, {})]
 class BareRadical:
     """RADICAL-Pilot: a task with a slot for each rank, as aaflow's have.
 
-    Slots are of nodes that it names when its agent is up; a callback says so, which is sooner than its ``wait``. The
-    resource is aaflow's: RADICAL-Pilot's own does not find an ``mpiexec`` of pip. The clock counts the import, as it
+    Slots are of nodes that it names when its agent is up. Callbacks say so, and when a task has ended, which is sooner
+    than its ``wait`` and ``wait_tasks``. The resource is aaflow's: RADICAL-Pilot's own does not find an ``mpiexec`` of pip. The clock counts the import, as it
     counts that of the process in which aaflow's pilot has its session; so another process describes the resource.
     """
 
@@ -195,8 +195,8 @@ class BareRadical:
         self._session: Any = None
         self._tasks: Any = None
         self._pilot: Any = None
-        self._active = threading.Event()
-        self._callback = self._follow  # RADICAL-Pilot knows it by its id
+        self._active, self._done = threading.Event(), threading.Event()
+        self._callbacks = self._follow, self._follow_task  # RADICAL-Pilot knows them by their ids
 
     def start(self) -> None:
         """See :class:`Engine`."""
@@ -204,13 +204,19 @@ class BareRadical:
 
         self._session = rp.Session(uid=os.path.basename(self._folder))
         self._pilot = rp.PilotManager(self._session).submit_pilots(rp.PilotDescription(self._described))
-        self._pilot.register_callback(self._callback)
+        self._pilot.register_callback(self._callbacks[0])
         self._tasks = rp.TaskManager(self._session)  # while the agent comes up
+        self._tasks.register_callback(self._callbacks[1])
         self._tasks.add_pilots(self._pilot)
 
     def _follow(self, *_: Any) -> bool:
         if self._pilot.state == "PMGR_ACTIVE":
             self._active.set()
+        return True
+
+    def _follow_task(self, _: Any, state: str, *__: Any) -> bool:
+        if state in ("DONE", "FAILED", "CANCELED"):
+            self._done.set()
         return True
 
     def run_group(self, number: int) -> None:
@@ -220,13 +226,16 @@ class BareRadical:
         if not self._active.wait(120):
             raise RuntimeError(f"RADICAL-Pilot's pilot is {self._pilot.state}")
         node = self._pilot.nodelist.nodes[0]
+        usable = [core.index for core in node.cores if core.occupation is not None]
         slots = [
             rp.Slot(node_index=node.index, node_name=node.name, cores=[rp.RO(index=core, occupation=1.0)])
-            for core in range(RANKS)
+            for core in usable[:RANKS]
         ]
         described = {"executable": self._rank, "ranks": RANKS, "cores_per_rank": 1, "slots": slots}
         task = self._tasks.submit_tasks(rp.TaskDescription(described))
-        if self._tasks.wait_tasks([task.uid], timeout=120) != [rp.DONE]:
+        ended = self._done.wait(120)
+        self._done.clear()
+        if not ended or task.state != rp.DONE:
             raise RuntimeError(f"RADICAL-Pilot's task is {task.state}: {task.stderr} {task.exception}")
 
     def comes_up(self) -> bool:

@@ -44,6 +44,8 @@ def once(kind: str, pilot: str) -> dict[str, float]:
             engine.run_group(0)
             begun.set()
             first = take_began(notes) - began
+            if engine.comes_up():
+                raise RuntimeError("nobody noticed that RADICAL-Pilot was up: the words for it have changed")
             until_rank, whole = [], []
             for number in range(1, GROUPS):
                 submitted = time.time()

@@ -6,6 +6,7 @@ RADICAL-Pilot of a site, for a program that starts a session of its own on one t
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ __all__ = ["RadicalPilot", "configure"]
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'aaflow_radical' has no attribute {name!r}")
-    import importlib.util  # not for a task, which has to start fast
-
-    if importlib.util.find_spec("radical") is None or importlib.util.find_spec("radical.pilot") is None:
+    if find_spec("radical") is None or find_spec("radical.pilot") is None:
         from aaflow.errors import DependencyError
 
         raise DependencyError("pilot 'radical' needs radical.pilot: pip install 'aaflow[radical]'")
+    import importlib
+
     return getattr(importlib.import_module(_HOMES[name]), name)

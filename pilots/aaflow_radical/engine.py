@@ -1,8 +1,8 @@
 """The process that has a session of RADICAL-Pilot (:mod:`aaflow_radical.session`), and what it is given.
 
 A session forks, logs, changes signals and its working directory's content, and reads its settings from the environment
-of its process. Here it has one that is made for it, in which all that it starts carries the marks by which a run's
-keeper finds it.
+of its process. Here it has one that is made for it, in which all that it starts, but tasks, carries the marks by which
+a run's keeper finds it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from measure.corpus import words
-from measure.nodes import Ingestion, ingest, write_records
+from measure.nodes import Ingestion, Shape, ingest, write_records
 from virtualcluster import VirtualCluster
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(200)]
@@ -33,7 +33,7 @@ def both(cluster: VirtualCluster, tmp_path: Path) -> Callable[..., list[Ingestio
         for size in MEGABYTES:
             (docs := tmp_path / f"docs{size}").mkdir()
             write(docs, size)
-            runs.append(ingest(cluster, [docs], tmp_path / f"run{size}", plan, 2, 1))
+            runs.append(ingest(cluster, [docs], tmp_path / f"run{size}", plan, Shape(1, 2, 2)))
         return runs
 
     return run

@@ -92,9 +92,9 @@ def _mentioning(word: str) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            said = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+            command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
         except OSError:
             continue
-        if word.encode() in said and process.name != str(os.getpid()):
-            found.append((process / "cmdline").read_text(errors="replace").replace("\0", " "))
+        if word.encode() in command + environment and process.name != str(os.getpid()):
+            found.append(command.decode(errors="replace").replace("\0", " "))
     return found

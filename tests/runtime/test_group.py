@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,6 +21,7 @@ import aaflow
 from aaflow.errors import RunError, SiteError, StageError
 from aaflow.runtime import forked, leftovers, processes, records, sharedfiles
 from aaflow.runtime.cleaning import registered_files
+from aaflow.runtime.ending import GroupResult
 from aaflow.runtime.group import Command, run_group, start_keeper
 from aaflow.runtime.lease import RunLease
 from aaflow.runtime.processes import Process
@@ -212,6 +215,36 @@ def test_ctrl_c_ends_the_run_and_leaves_nothing(running: Running) -> None:
     assert group["reason"] == "the driver ended the run: KeyboardInterrupt"
 
 
+def test_a_worker_that_is_stopped_does_not_outlive_the_driver(running: Running) -> None:
+    os.kill(running.parts["worker"].pid, signal.SIGSTOP)
+    processes.kill(running.parts["driver"])
+    running.wait_until_gone()
+
+
+@pytest.mark.parametrize("how", ["program", "fork"])
+def test_a_worker_that_is_stopped_before_its_group_begins_does_not_outlive_the_driver(tmp_path: Path, how: str) -> None:
+    worker = f"""
+import os, signal, sys
+from aaflow.runtime.group import run_group
+run_group({str(tmp_path)!r}, "work", lambda: os.kill(os.getpid(), signal.SIGSTOP), fork=sys.argv[1] == "fork")
+"""
+    argv = [sys.executable, "-c", DRIVER, how, str(tmp_path), worker]
+    with subprocess.Popen(argv, start_new_session=True) as driver:
+        wait_for(lambda: os.path.exists(records.driver_path(str(tmp_path))))
+        record = records.read(records.driver_path(str(tmp_path)))
+        assert record is not None
+        run = str(record["run"])
+        wait_for(lambda: any(_is_stopped(process) for process in marked(run)))
+        driver.kill()
+    wait_for(lambda: not marked(run), BUDGET)
+
+
+def _is_stopped(process: Process) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    return False
+
+
 def test_a_driver_that_is_stopped_loses_its_run(running: Running) -> None:
     running.driver.send_signal(signal.SIGSTOP)
     began = time.monotonic()
@@ -283,6 +316,31 @@ def test_the_group_gets_the_callers_environment_and_its_own(tmp_path: Path, monk
     assert len(seen["ADDED"]) == 100_000
     assert seen["AAFLOW_RUN"] == run
     assert seen["AAFLOW_GROUP"] == f"{run}/work"
+
+
+def test_a_process_without_standard_files_forks_a_keeper_that_has_them(tmp_path: Path) -> None:
+    worker = [sys.executable, "-c", WORKER, "fork", str(tmp_path), "sh", "-c", "sleep 0.2; ls -l /proc/$PPID/fd"]
+    with RunLease(str(tmp_path)) as lease:
+        environment = {**os.environ, processes.RUN: lease.run}
+        subprocess.run(["sh", "-c", f"exec {shlex.join(worker)} <&- >&- 2>&-"], env=environment, check=True, timeout=20)
+    group = records.read(records.group_path(str(tmp_path), "work"))
+    assert group is not None
+    assert GroupResult.from_json(group).succeeded
+    log = Path(records.log_path(str(tmp_path), "work"))
+    listed = re.findall(r" (\d+) -> (\S+)", log.read_text())
+    opened = {int(descriptor): name for descriptor, name in listed}
+    assert (opened[1], opened[2]) == (str(log), str(log))
+    assert opened[0].startswith("pipe:")
+    assert list(opened.values()).count(str(log)) == 2, "the keeper has files of the process that forked"
+
+
+def test_a_forked_keeper_does_not_hold_its_own_pipe_open(tmp_path: Path) -> None:
+    worker = [sys.executable, "-c", WORKER, "fork", str(tmp_path), "sh", "-c", "ls -l /proc/$PPID/fd"]
+    with RunLease(str(tmp_path)) as lease:
+        subprocess.run(worker, env={**os.environ, processes.RUN: lease.run}, check=True, timeout=20)
+    opened = re.findall(r" (\d+) -> (pipe:\S+)", Path(records.log_path(str(tmp_path), "work")).read_text())
+    (own,) = (name for descriptor, name in opened if descriptor == "0")
+    assert [name for _, name in opened].count(own) == 1
 
 
 def test_a_process_with_other_marks_than_a_keeper_can_not_fork_one(
