@@ -10,8 +10,8 @@ runs in a process of its own; the two take turns. RADICAL-Pilot's session, manag
 varies by seconds, so that a line leaves it out: from when its session has a folder until its agent is up.
 
 ``nodes``: an ingestion over 1, 2 and 4 nodes of the virtual Slurm cluster of the tests (Linux, root, Slurm), of as much
-for each node: CPU seconds of the ranks per row, beside as many jobs of one node each that are started together, and as many
-ranks on a single node; and what passed between the nodes beside what the plan said.
+for each node: CPU seconds of the ranks per row, beside as many jobs of one node each that are started together, and as
+many ranks on a single node; and what passed between the nodes beside what the plan said.
 """
 
 from __future__ import annotations
