@@ -72,6 +72,7 @@ class Aaflow:
         self._placement = aaflow.place(aaflow.compile(workflow, ranks=RANKS, fuse=False))
         self._pilot = find_pilot(pilot)()
         self._folder, self._rank, self._run = folder, rank, ""
+        self._has_session = False
         self._stack = ExitStack()
 
     def start(self) -> None:
@@ -96,8 +97,9 @@ class Aaflow:
 
     def comes_up(self) -> bool:
         """See :class:`Engine`."""
-        sessions = Path(self._run, "radical").glob("rp.session.*")
-        return any(sessions) and "agent is up" not in self._pilot.status()
+        # Once it is there it stays: looking costs what the engine would have.
+        self._has_session = self._has_session or any(Path(self._run, "radical").glob("rp.session.*"))
+        return self._has_session and "agent is up" not in self._pilot.status()
 
     def end(self) -> None:
         """See :class:`Engine`."""
