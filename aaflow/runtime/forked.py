@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from aaflow.runtime import processes, records
 
-#: What ``ps`` shows, whose command line is that of the process that forked.
+#: What ``ps -e`` and ``top`` show; its command line is that of the process that forked.
 NAME = "aaflow-keeper"
 
 

@@ -52,10 +52,7 @@ def read_order(run_folder: str) -> bytes:
 def run_is_over(run_folder: str) -> bool:
     """Whether the run has ended, or its driver has died on this node."""
     driver = records.read(records.driver_path(run_folder))
-    if driver is None or "ended" in driver:
-        return True
-    here = processes.read_node(driver) == processes.this_node()
-    return here and not processes.is_alive(processes.read_process(driver))
+    return driver is None or "ended" in driver or processes.has_died(driver)
 
 
 def launch_group(run_folder: str, stage: str, run: str, line: bytes) -> Launch | str:

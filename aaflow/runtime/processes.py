@@ -104,6 +104,11 @@ def is_alive(process: Process) -> bool:
     return find_process(process.pid) == process
 
 
+def has_died(record: Mapping[str, Any]) -> bool:
+    """Whether the process of a JSON record that :func:`identity` made was one of this node and is dead."""
+    return read_node(record) == this_node() and not is_alive(read_process(record))
+
+
 def has_memory(pid: int) -> bool:
     """Whether a process has memory: one that was killed gives it back first, and keeps name and open files longer."""
     try:

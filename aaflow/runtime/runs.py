@@ -175,10 +175,10 @@ def _alive(known: RunState, driver: dict[str, Any] | None, job: dict[str, Any]) 
     """The state of a run that nothing is known to have ended."""
     if driver is None:
         return _submitted(known, job)
-    here = processes.read_node(driver) == processes.this_node()
-    if here and not processes.is_alive(processes.read_process(driver)):
+    if processes.has_died(driver):
         return None
     own = job.get("carries") == "driver"
+    here = processes.read_node(driver) == processes.this_node()
     if own and not here and (state := _submitted(known, job)) is None:
         return state
     said = str((records.read(f"{known.folder}/status.json") or {}).get("pilot", ""))
@@ -192,11 +192,11 @@ def _alive(known: RunState, driver: dict[str, Any] | None, job: dict[str, Any]) 
 
 def _submitted(known: RunState, job: dict[str, Any]) -> RunState | None:
     """The state of a run whose driver has yet to say that it is there; None where it never will."""
+    begins = dataclasses.replace(known, state="waiting", words="its driver begins")
     if not job or job.get("carries") == "engine":
-        return dataclasses.replace(known, state="waiting", words="its driver begins")
+        return begins
     if job["scheduler"] == "local":
-        alive = processes.read_node(job) != processes.this_node() or processes.is_alive(processes.read_process(job))
-        return dataclasses.replace(known, state="waiting", words="its driver begins") if alive else None
+        return None if processes.has_died(job) else begins
     answer = _ask(job["scheduler"], job["id"])
     if answer is None:
         asked = f"{batch.NAMES[job['scheduler']]} does not say where job {job['id']} is"
