@@ -160,7 +160,7 @@ class RunLease:
         records.write(records.engine_path(self.run_folder), engine)
         self._engine = start_keeper(self.run_folder, "-", "engine", run=self.run)
         os.mkdir(temporary, 0o700)  # by now there is a keeper to remove it, whoever is killed
-        return {processes.ENGINE: self.run, processes.RUN: self.run, "SPT_NOENV": "1", "TMPDIR": temporary}
+        return {processes.ENGINE: self.run, "SPT_NOENV": "1", "TMPDIR": temporary}
 
     def end_group(self, stage: str, reason: str) -> None:
         """Tell the keepers of a stage to end their group now."""

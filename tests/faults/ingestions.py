@@ -112,7 +112,7 @@ class Ingestion:
         self, command: list[str], stdin: int = subprocess.DEVNULL, stderr: int = subprocess.PIPE, **environment: str
     ) -> subprocess.Popen[str]:
         environment["TMPDIR"] = str(self.temporary)
-        environment["FAULTS_TOKEN"] = self.token
+        environment["AAFLOW_FAULTS_TOKEN"] = self.token
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(Path(__file__).parent), str(source_folder()), os.environ.get("PYTHONPATH", "")]
         )
@@ -141,7 +141,7 @@ class Ingestion:
 
     def alive(self) -> list[Process]:
         """Every living process of the ingestion, its command among them."""
-        return processes.find_marked("FAULTS_TOKEN", self.token)
+        return processes.find_marked("AAFLOW_FAULTS_TOKEN", self.token)
 
     def end(self) -> None:
         """End what a failed test left: keepers too, so their work is done here."""

@@ -22,6 +22,7 @@ from aaflow.runtime import records
 from aaflow.scheduling.site import AcceleratorKind, Node, Site
 from aaflow.scheduling.sitefile import load_site
 from aaflow.scheduling.slot import Accelerators, Slot
+from aaflow_radical.engine import launch_variables
 from aaflow_radical.pilot import RadicalPilot
 from aaflow_radical.resource import RESOURCE, configure, pilot_description, resource_description, setup_script
 from aaflow_radical.task import read_result, result_path
@@ -92,9 +93,8 @@ def test_schedulers_and_launchers_by_radical_pilot_s_names(
     assert told["resource_manager"] == manager
     assert told["schemas"][told["default_schema"]]["job_manager_endpoint"] == endpoint
     assert told["launch_methods"]["order"][-1] == method
-    assert (
-        told["launch_methods"][method]["pre_exec_cached"] == told["pre_bootstrap_0"][:1] == [f". {tmp_path}/setup.sh"]
-    )
+    assert told["pre_bootstrap_0"][:1] == [f". {tmp_path}/setup.sh"]
+    assert told["launch_methods"][method]["pre_exec_cached"] == [f". {tmp_path}/launch.sh"]
 
 
 def test_a_batch_job_gets_the_options_of_the_site() -> None:
@@ -213,6 +213,19 @@ def test_a_shell_that_has_reset_its_path_finds_this_environment_s_programs(site:
     said = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout.splitlines()
     assert said[0] == ("a b" if site is LOCAL else "a bmpi")
     assert Path(said[1]).name == "radical-pilot-agent_0"
+
+
+def test_launchers_and_tasks_get_what_an_agent_has_no_use_for(tmp_path: Path) -> None:
+    word = """it's "$HOME" `date` \\"""
+    agent_s = {"PATH": "/bin", "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": "/lib", "AAFLOW_ENGINE": "run"}
+    not_for_scripts = {"BASH_FUNC_module%%": "() { :; }", "TWO_LINES": "a\nb"}
+    launch = launch_variables({**agent_s, **not_for_scripts, "SPOKEN": word})
+    assert launch == {"SPOKEN": word}
+    configure(LOCAL, tmp_path, environment={"AAFLOW_ENGINE": "run"}, launch=launch)
+    for script, expected in (("setup.sh", ["run", "unset"]), ("launch.sh", ["run", word])):
+        ask = f'. {tmp_path}/{script}; printenv AAFLOW_ENGINE; printenv SPOKEN || echo "unset"'
+        said = subprocess.run(["/bin/sh", "-c", ask], env={}, capture_output=True, text=True, check=True)
+        assert said.stdout.splitlines() == expected
 
 
 def test_every_rank_has_its_slot_by_node_core_and_device() -> None:
