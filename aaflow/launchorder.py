@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from aaflow.runtime import processes
 from aaflow.runtime.group import run_group
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _composed(run_folder: str, stage: str) -> Command:
     slots = tuple(_slot(slot) for slot in order["slots"])
     python = order["python"] or sys.executable
     argv = (python, "-m", "aaflow.runtime.stage", os.path.join(run_folder, "placement.json"), stage)
-    group = TaskGroup(stage, len(slots), slots, argv, order["environment"])
+    group = TaskGroup(stage, len(slots), slots, argv, order["environment"], processes.GROUP_MARKS)
     named = order["nodes"] > 1 or by_batch_system(order["launcher"])
     nodes = allocated_nodes() if named else ["localhost"]
     launch = compose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 
 from aaflow.errors import JobEnded
 from aaflow.runtime import processes
@@ -62,6 +63,11 @@ class EngineJob:
         """Note that it is over: the engine has ended it."""
         if (noted := engine_job(self._run_folder)) is not None:
             note_engine_job(self._run_folder, *noted, over=True)
+
+
+def told_to_job(marks: Mapping[str, str]) -> dict[str, str]:
+    """The marks of an engine for its batch job: folders for temporary files are those of another node."""
+    return {name: value for name, value in marks.items() if name not in ("TMPDIR", processes.NODE_TMPDIR)}
 
 
 def end_without_driver(run_folder: str, signal: str = "TERM") -> str:

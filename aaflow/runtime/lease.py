@@ -145,8 +145,11 @@ class RunLease:
         with self._lock:
             return any(keeper.stage == stage for keeper in self._keepers.values())
 
-    def keep_engine(self) -> dict[str, str]:
+    def keep_engine(self, *, nodes: int = 1) -> dict[str, str]:
         """Start a keeper for an engine that this run's pilot is about to start on this node.
+
+        Args:
+            nodes: on which its groups run. Where there are several, ranks don't get the engine's ``TMPDIR``.
 
         Returns:
             The variables that mark the engine's processes: they must be in the environment that these are started
@@ -160,7 +163,8 @@ class RunLease:
         records.write(records.engine_path(self.run_folder), engine)
         self._engine = start_keeper(self.run_folder, "-", "engine", run=self.run)
         os.mkdir(temporary, 0o700)  # by now there is a keeper to remove it, whoever is killed
-        return {processes.ENGINE: self.run, "SPT_NOENV": "1", "TMPDIR": temporary}
+        marks = {processes.ENGINE: self.run, "SPT_NOENV": "1", "TMPDIR": temporary}
+        return marks if nodes == 1 else {**marks, processes.NODE_TMPDIR: os.environ.get("TMPDIR", "")}
 
     def end_group(self, stage: str, reason: str) -> None:
         """Tell the keepers of a stage to end their group now."""

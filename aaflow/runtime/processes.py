@@ -24,6 +24,8 @@ ENGINE = "AAFLOW_ENGINE"
 NODE_TMPDIR = "AAFLOW_NODE_TMPDIR"
 #: Tells the ranks of a group on which node (JSON of :class:`Node`) their keeper runs.
 KEEPER = "AAFLOW_KEEPER"
+#: What a keeper puts into the environment of its launch command.
+GROUP_MARKS = (RUN, GROUP, KEEPER, "SPT_NOENV")
 
 #: How long :func:`end_marked` goes on when processes don't die (a process in uninterruptible I/O), in seconds.
 END_SECONDS = 5.0

@@ -31,6 +31,7 @@ class TaskGroup:
         slots: the place of every rank, by rank; the ranks of one node are neighbours.
         argv: the command of each rank.
         environment: variables that every rank gets beside the launcher's own environment.
+        inherited: names of variables of the launcher's own environment that ranks on other nodes can't do without.
     """
 
     name: str
@@ -38,6 +39,7 @@ class TaskGroup:
     slots: tuple[Slot, ...]
     argv: tuple[str, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
+    inherited: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -204,7 +206,7 @@ def _openmpi(group: TaskGroup, blocks: Sequence[_Block], alone: bool) -> _Words:
     if not _in_order(blocks):
         raise PlacementError(f"task group {group.name!r}: Open MPI keeps the allocation's order of nodes")
     fixed = ["-n", str(group.ranks), "--host", _hosts(blocks), "--map-by", "slot:OVERSUBSCRIBE"]
-    for name in sorted(group.environment):
+    for name in sorted({*group.environment, *group.inherited}):
         fixed += ["-x", name]  # to other nodes it passes only what it is told to
     return _Words(fixed, [("--bind-to", "none")])
 

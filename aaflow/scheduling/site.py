@@ -73,8 +73,8 @@ class Site:
         run_folder: parent of the run folders; ``~`` and environment variables are already expanded.
         interface: network interface by which the driver, the engine and the keepers of the nodes reach each other;
             ``lo`` on one machine.
-        interconnect: network interface of the nodes that edges and MPI use; where it is empty edges use ``interface``,
-            and MPI what it finds best.
+        interconnect: network interface or fabric device of the nodes that edges and MPI use; where it is empty edges
+            use ``interface``, and MPI what it finds best.
         encrypted_edges: whether edges between nodes are encrypted; False is for an interconnect that is private.
         environments: by name, the interpreters that stages may have instead of this program's.
     """

@@ -15,6 +15,7 @@ from pathlib import Path
 from aaflow.errors import SiteError
 from aaflow.operators.operator import Domain
 from aaflow.scheduling.environment import BACKENDS, backend_problem, environment_problem, job_loads_modules
+from aaflow.scheduling.interface import interface_of
 from aaflow.scheduling.launch import find_launcher
 from aaflow.scheduling.machine import usable_cores, usable_memory
 from aaflow.scheduling.site import Site
@@ -177,6 +178,6 @@ def _interfaces(site: Site) -> Iterator[Problem]:
     }
     for key, remedy in remedies.items():
         name = getattr(site, key)
-        if name and name not in known:
+        if name and interface_of(name) not in known:
             text = f"this node has no network interface {name!r}"
             yield Problem(key, text, remedy, certain=site.scheduler == "local")

@@ -16,7 +16,7 @@ from parsl.providers import LocalProvider, PBSProProvider, SlurmProvider
 from parsl.providers.base import ExecutionProvider
 
 from aaflow.errors import SiteError
-from aaflow.runtime.enginejob import clean_at_end, end_without_driver
+from aaflow.runtime.enginejob import clean_at_end, end_without_driver, told_to_job
 from aaflow.runtime.records import note_engine_job
 from aaflow.scheduling.batch import pbs_place
 from aaflow.scheduling.interface import interface_address
@@ -58,8 +58,7 @@ def engine_config(site: Site, *, groups: int, folder: Path, environment: Mapping
         SiteError: the site's scheduler or interface is unknown.
     """
     marked = ["env", *(f"{name}={value}" for name, value in environment.items())]
-    # A folder for temporary files is one of this node: a batch job makes one of its own.
-    told = {name: value for name, value in environment.items() if site.scheduler == "local" or name != "TMPDIR"}
+    told = told_to_job(environment) if site.scheduler != "local" else environment
     init = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in told.items())
     init += str(site.provider.get("worker_init", ""))
     if site.scheduler != "local":

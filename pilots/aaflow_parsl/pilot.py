@@ -71,7 +71,8 @@ class ParslPilot:
             self._lease, self._stages = lease, tuple(stage.name for stage in placement.plan.stages)
             folder = Path(lease.run_folder, "parsl")
             folder.mkdir(mode=0o700)
-            config = engine_config(placement.site, groups=groups, folder=folder, environment=lease.keep_engine())
+            marks = lease.keep_engine(nodes=placement.site.nodes)
+            config = engine_config(placement.site, groups=groups, folder=folder, environment=marks)
             self._kernel = start_engine(config)
             if placement.site.scheduler != "local":
                 self._job = EngineJob(lease.run_folder)

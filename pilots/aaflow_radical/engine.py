@@ -18,16 +18,22 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aaflow.launchorder import import_folders
-from aaflow.runtime.enginejob import end_without_driver
+from aaflow.runtime import records
+from aaflow.runtime.enginejob import end_without_driver, told_to_job
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
 from aaflow_radical.resource import configure, search_path
+from aaflow_radical.task import environment_path
 
 #: What a batch job writes its id into, in an engine's folder.
 JOB_FILE = "job"
-#: Variables that RADICAL-Pilot's own programs on this machine may need, and how the names of others of them begin.
-_OWN = {"HOME", "LANG", "LOGNAME", "PATH", "PWD", "SHELL", "TMPDIR", "TZ", "USER", "VIRTUAL_ENV"}
-_OWN_PREFIXES = ("AAFLOW_", "CONDA", "LC_", "LD_", "OMP_", "OPENBLAS_", "PSIJ", "PYTHON", "RADICAL_", "RP_", "SPT_")
+#: Variables that RADICAL-Pilot's own programs on this machine may need: what every program does, what Python, the
+#: loader and thread pools look at, and by what a login shell knows that modules are loaded.
+_OWN = re.compile(
+    r"BASH_ENV|ENV|HOME|LANG|LOGNAME|PATH|PWD|SHELL|TMPDIR|TZ|USER|VIRTUAL_ENV"
+    r"|(AAFLOW_|CONDA|LC_|LD_|OMP_|OPENBLAS_|PSIJ|PYTHON|RADICAL_|RP_|SPT_).*"
+    r"|.*(LMFILES|LMOD|MODULE|Module).*"
+)
 
 
 def start_engine(site: Site, folder: Path, job: str, marks: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -43,21 +49,22 @@ def start_engine(site: Site, folder: Path, job: str, marks: Mapping[str, str]) -
         PilotError: RADICAL-Pilot can't work in this folder.
         SiteError: RADICAL-Pilot can't use this site.
     """
-    # A folder for temporary files is one of this node, and a batch job has its own.
-    told = {name: value for name, value in marks.items() if site.scheduler == "local" or name != "TMPDIR"}
+    told = told_to_job(marks) if site.scheduler != "local" else marks
     environment = engine_environment(site, folder, marks)
-    launch = launch_variables(environment) if site.scheduler == "local" else {}
-    described = configure(
-        site, folder, environment=told, launch=launch, begin=_begin(site, folder), path=environment["PATH"]
-    )
-    if site.scheduler != "local":
+    described = configure(site, folder, environment=told, begin=_begin(site, folder), path=environment["PATH"])
+    if site.scheduler == "local":
+        whole = {**os.environ, **marks, "PATH": environment["PATH"]}
+        given = {name: value for name, value in whole.items() if not name.startswith("AAFLOW_")}  # those a task has
+        records.write(environment_path(str(folder.parent)), given)
+        environment = agent_environment(environment)
+    else:
         environment["SBATCH_JOB_NAME"] = job
     (folder / "pilot.json").write_text(json.dumps(described))
     with (folder / "engine.log").open("w", encoding="utf-8") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "aaflow_radical.session", str(folder)],
             cwd=folder,
-            env={name: value for name, value in environment.items() if name not in launch},
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -84,7 +91,7 @@ def _begin(site: Site, folder: Path) -> str:
 def engine_environment(site: Site, folder: Path, marks: Mapping[str, str]) -> dict[str, str]:
     """The environment of an engine: this one, with RADICAL-Pilot's files in a folder and its programs on PATH."""
     environment = {**os.environ, **marks, "PATH": search_path(), "PWD": str(folder)}
-    # PSI/J keeps its scripts in the home folder, from which Python may import; setup.sh gives tasks the user's own.
+    # PSI/J keeps its scripts in the home folder, from which Python may import; tasks get the user's own.
     environment["HOME"] = str(folder)
     if python_site.ENABLE_USER_SITE:
         environment["PYTHONUSERBASE"] = python_site.getuserbase()
@@ -102,17 +109,14 @@ def engine_environment(site: Site, folder: Path, marks: Mapping[str, str]) -> di
     return environment
 
 
-def launch_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """What of an environment only launchers and tasks need.
+def agent_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What of an environment a session and an agent on this machine get; :mod:`aaflow_radical.task` has the whole.
 
     An agent's scripts call some twenty programs for every variable that they find when they start, which takes 0.03 s
-    of two cores. What a script would take apart (functions, values of several lines) is theirs to handle.
+    of two cores. Functions of a shell are left to them.
     """
     return {
         name: value
         for name, value in environment.items()
-        if name not in _OWN
-        and not name.startswith(_OWN_PREFIXES)
-        and re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)
-        and "\n" not in value
+        if _OWN.fullmatch(name) or not re.fullmatch(r"[A-Za-z_]\w*", name, re.ASCII)
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import threading
 import time
@@ -17,7 +18,7 @@ from aaflow.runtime.lease import RunLease
 from aaflow.scheduling.placement import Placement
 from aaflow_radical.engine import start_engine
 from aaflow_radical.job import SessionJob
-from aaflow_radical.task import read_result
+from aaflow_radical.task import environment_path, read_result
 
 if TYPE_CHECKING:  # importing it makes a folder in the user's home
     import radical.pilot as rp
@@ -29,6 +30,8 @@ FINAL = ("DONE", "FAILED", "CANCELED")
 
 #: Seconds within which a session, and an agent on this machine, has to be up.
 START_SECONDS = 120.0
+#: Seconds within which an agent has to be up once its batch job has nodes.
+AGENT_SECONDS = 600.0
 #: Seconds within which an agent that is up has to start a task. One with slots waits for no others to end, though it
 #: passes the agent's queues behind those that a program submitted before.
 TASK_SECONDS = 600.0
@@ -89,6 +92,7 @@ class RadicalPilot:
         self._failed = ""
         self._job: SessionJob | None = None
         self._began = self._active = 0.0
+        self._running: float | None = None
 
     def start(self, placement: Placement, lease: RunLease) -> None:
         """See :class:`aaflow.pilot.Pilot`.
@@ -111,7 +115,8 @@ class RadicalPilot:
         scheduler, name = placement.site.scheduler, f"aaflow-{lease.run[-12:]}"
         if scheduler != "local":
             self._job = SessionJob(lease.run_folder, scheduler, name)
-        self._engine = start_engine(placement.site, folder, name, lease.keep_engine())
+        marks = lease.keep_engine(nodes=placement.site.nodes)
+        self._engine = start_engine(placement.site, folder, name, marks)
         self._listener = threading.Thread(target=self._listen, args=(self._engine,), name="aaflow-radical", daemon=True)
         self._listener.start()
 
@@ -140,18 +145,27 @@ class RadicalPilot:
             raise PilotError(f"RADICAL-Pilot's pilot ended ({self._state}{self._logs})")
         if code is not None:
             raise PilotError(f"the process of RADICAL-Pilot's session died (exit code {code}{self._logs})")
-        self._check_agent()
-        if self._engine is None:
-            return
-        # A batch job may wait in its queue for as long as it takes.
-        starts = self._state == "NEW" if self._job is not None else self._state != "PMGR_ACTIVE"
-        if starts and time.monotonic() - self._began > START_SECONDS:
+        if self._state == "PMGR_ACTIVE":
+            self._check_agent()
+        elif self._job is not None and self._state != "NEW":
+            self._check_job(self._job)
+        elif self._engine is not None and time.monotonic() - self._began > START_SECONDS:
             raise PilotError(f"RADICAL-Pilot was not up within {START_SECONDS:g} s ({self._state}{self._logs})")
+
+    def _check_job(self, job: SessionJob) -> None:
+        """Raise where a batch job has had its nodes for long and no agent is up; in its queue it may wait."""
+        if not job.running:
+            self._running = None
+            return
+        self._running = self._running or time.monotonic()
+        if time.monotonic() - self._running > AGENT_SECONDS:
+            raise PilotError(
+                f"RADICAL-Pilot's job has had its nodes for {AGENT_SECONDS:g} s and its agent is not up: do they reach "
+                f"the login node by the site's `interface`?{self._logs}"
+            )
 
     def _check_agent(self) -> None:
         """Raise where the agent is up and does not start a task, as one that was given bad slots by others."""
-        if self._state != "PMGR_ACTIVE":
-            return
         for stage, since in list(self._waiting.items()):
             if time.monotonic() - max(since, self._active) > TASK_SECONDS:
                 raise PilotError(
@@ -184,6 +198,8 @@ class RadicalPilot:
             ended = False
             self._engine.kill()
             self._engine.wait()
+        with contextlib.suppress(FileNotFoundError):  # it may hold secrets
+            os.unlink(environment_path(self._run_folder))
         if self._job is not None and ended:
             self._job.ended()
         elif self._job is not None:

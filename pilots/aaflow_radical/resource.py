@@ -36,7 +36,6 @@ def configure(
     folder: Path,
     *,
     environment: Mapping[str, str] | None = None,
-    launch: Mapping[str, str] | None = None,
     begin: str = "",
     path: str | None = None,
 ) -> dict[str, Any]:
@@ -50,7 +49,6 @@ def configure(
         site: where.
         folder: is made; the sandboxes of pilots come into it too.
         environment: variables that agent, launchers and tasks get.
-        launch: variables that launchers and tasks get besides.
         begin: shell commands that come once, before the agent.
         path: ``PATH`` of the session's process; by default that of this one.
 
@@ -69,7 +67,6 @@ def configure(
     configs.mkdir(mode=0o700, parents=True)
     (configs / f"resource_{RESOURCE.partition('.')[0]}.json").write_text(json.dumps(described, indent=1))
     (folder / "setup.sh").write_text(setup_script(site, environment or {}))
-    (folder / "launch.sh").write_text(setup_script(site, {**(environment or {}), **(launch or {})}))
     (folder / "begin.sh").write_text(begin)
     if submit:
         program = folder / "bin" / SUBMIT[site.scheduler]
@@ -154,12 +151,13 @@ def resource_description(site: Site, folder: Path) -> dict[str, Any]:
 
     Args:
         site: where.
-        folder: for sandboxes, with the scripts ``setup.sh``, ``launch.sh`` (see :func:`setup_script`), ``begin.sh``.
+        folder: for sandboxes, with the scripts ``setup.sh`` (see :func:`setup_script`) and ``begin.sh``.
     """
     manager, scheme = _SCHEDULERS[site.scheduler]
     methods = [_LAUNCH_METHODS[site.launcher]]
     if site.scheduler == "local":
         methods.insert(0, "FORK")  # starts a single rank at less cost
+    setup = f". {folder}/setup.sh"
     cores = max(site.node.cores) + 1
     constraint = site.provider.get("constraint")
     described: dict[str, Any] = {
@@ -174,11 +172,8 @@ def resource_description(site: Site, folder: Path) -> dict[str, Any]:
         "agent_scheduler": "CONTINUOUS",
         "agent_spawner": "POPEN",
         # A launcher gets the environment from before pre_bootstrap_0.
-        "pre_bootstrap_0": [f". {folder}/setup.sh", f". {folder}/begin.sh"],
-        "launch_methods": {
-            "order": methods,
-            **{method: {"pre_exec_cached": [f". {folder}/launch.sh"]} for method in methods},
-        },
+        "pre_bootstrap_0": [setup, f". {folder}/begin.sh"],
+        "launch_methods": {"order": methods, **{method: {"pre_exec_cached": [setup]} for method in methods}},
         "rp_version": "installed",
         "virtenv_mode": "local",
         "cores_per_node": cores,

@@ -82,6 +82,9 @@ def test_cancelling_a_detached_run_ends_its_job_and_keeps_what_it_did(
     [first, second] = json.loads(ingestion.ask("status", run, "--json").out)["runs"]
     assert (first["state"], second["state"]) == ("running", "waiting")
     assert first["units"]["committed"] > 0
+    ranks = {process for process in ingestion.alive() if "aaflow.runtime.stage" in command_line(process)}
+    # Not that of the engine, which is a folder of one node.
+    assert ranks <= set(processes.find_marked("TMPDIR", str(ingestion.temporary)))
 
     cancelled = ingestion.ask("cancel", run)
     assert cancelled.code == 0, cancelled

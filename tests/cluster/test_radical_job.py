@@ -34,6 +34,25 @@ def test_two_nodes_of_two_ranks_as_a_task_of_radical_pilot(
     wait_for(lambda: not cluster.run(["squeue", "--noheader"]).stdout.strip(), 20)
 
 
+def test_a_detached_run_whose_stages_stream_over_two_nodes(
+    radical_turn: None, ingestion: ClusterIngestion, cluster: VirtualCluster, undisturbed: str
+) -> None:
+    ingestion.pilot, ingestion.nodes = "radical", 2
+    ingestion.options = ("--ranks", "2", "--no-fuse", "--detach", "--json")
+    started = ingestion.run()
+    assert started.code == 0, started
+    attached = ingestion.ask("attach", json.loads(started.out)["run"], "--json")
+    assert attached.code == 0, attached
+    assert ingestion.content() == (2, undisturbed)
+    hosts: dict[str, set[str]] = {}
+    for path in (ingestion.run_folder() / "ranks").glob("*.json"):
+        hosts.setdefault(path.name.split(".")[0], set()).add(json.loads(path.read_text())["host"])
+    assert len(hosts) >= 4
+    assert [len(each) for each in hosts.values()] == [2] * len(hosts)
+    ingestion.expect_nothing_alive(10)
+    wait_for(lambda: not cluster.run(["squeue", "--noheader"]).stdout.strip(), 20)
+
+
 Disturb = Callable[[VirtualCluster], object]
 
 

@@ -10,7 +10,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 from site import getuserbase
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import radical.pilot as rp
@@ -22,7 +23,7 @@ from aaflow.runtime import records
 from aaflow.scheduling.site import AcceleratorKind, Node, Site
 from aaflow.scheduling.sitefile import load_site
 from aaflow.scheduling.slot import Accelerators, Slot
-from aaflow_radical.engine import launch_variables
+from aaflow_radical.engine import agent_environment
 from aaflow_radical.pilot import RadicalPilot
 from aaflow_radical.resource import RESOURCE, configure, pilot_description, resource_description, setup_script
 from aaflow_radical.task import read_result, result_path
@@ -93,8 +94,9 @@ def test_schedulers_and_launchers_by_radical_pilot_s_names(
     assert told["resource_manager"] == manager
     assert told["schemas"][told["default_schema"]]["job_manager_endpoint"] == endpoint
     assert told["launch_methods"]["order"][-1] == method
-    assert told["pre_bootstrap_0"][:1] == [f". {tmp_path}/setup.sh"]
-    assert told["launch_methods"][method]["pre_exec_cached"] == [f". {tmp_path}/launch.sh"]
+    assert (
+        told["launch_methods"][method]["pre_exec_cached"] == told["pre_bootstrap_0"][:1] == [f". {tmp_path}/setup.sh"]
+    )
 
 
 def test_a_batch_job_gets_the_options_of_the_site() -> None:
@@ -215,17 +217,12 @@ def test_a_shell_that_has_reset_its_path_finds_this_environment_s_programs(site:
     assert Path(said[1]).name == "radical-pilot-agent_0"
 
 
-def test_launchers_and_tasks_get_what_an_agent_has_no_use_for(tmp_path: Path) -> None:
-    word = """it's "$HOME" `date` \\"""
-    agent_s = {"PATH": "/bin", "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": "/lib", "AAFLOW_ENGINE": "run"}
-    not_for_scripts = {"BASH_FUNC_module%%": "() { :; }", "TWO_LINES": "a\nb"}
-    launch = launch_variables({**agent_s, **not_for_scripts, "SPOKEN": word})
-    assert launch == {"SPOKEN": word}
-    configure(LOCAL, tmp_path, environment={"AAFLOW_ENGINE": "run"}, launch=launch)
-    for script, expected in (("setup.sh", ["run", "unset"]), ("launch.sh", ["run", word])):
-        ask = f'. {tmp_path}/{script}; printenv AAFLOW_ENGINE; printenv SPOKEN || echo "unset"'
-        said = subprocess.run(["/bin/sh", "-c", ask], env={}, capture_output=True, text=True, check=True)
-        assert said.stdout.splitlines() == expected
+def test_an_agent_gets_what_it_needs_of_an_environment() -> None:
+    needed = {"PATH": "/bin", "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": "/lib", "AAFLOW_ENGINE": "run", "TZ": "UTC"}
+    modules = {"LOADEDMODULES": "mpi", "__LMOD_REF_COUNT_PATH": "1", "_ModuleTable001_": "x", "_LMFILES_": "y"}
+    functions = {"BASH_FUNC_module%%": "() { :; }"}
+    user = {"HF_TOKEN": "secret", "HOMES": "/home", "SLURM_JOB_NODELIST": "node[1-2]", "MAKEFLAGS": "-j"}
+    assert agent_environment({**needed, **modules, **functions, **user}) == {**needed, **modules, **functions}
 
 
 def test_every_rank_has_its_slot_by_node_core_and_device() -> None:
@@ -315,3 +312,18 @@ def test_session_task_manager_and_pilot_are_given_together() -> None:
     task_manager: Any = object()
     with pytest.raises(PilotError, match="together, or none"):
         RadicalPilot(task_manager=task_manager)
+
+
+def test_the_time_for_an_agent_counts_from_when_its_job_has_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("aaflow_radical.pilot.time.monotonic", lambda: now[0])
+    pilot, job = RadicalPilot(), SimpleNamespace(running=False, look=lambda anew: None)
+    pilot._job = cast(Any, job)
+    pilot._take({"pilot": "PMGR_ACTIVE_PENDING"})
+    for job.running, seconds in ((False, 5000), (True, 500), (False, 500), (True, 500), (True, 500)):
+        pilot.check()
+        now[0] += seconds
+    with pytest.raises(PilotError, match=r"has had its nodes for 600 s and its agent is not up: do they reach the lo"):
+        pilot.check()
+    pilot._take({"pilot": "PMGR_ACTIVE"})
+    pilot.check()

@@ -316,6 +316,7 @@ def test_the_group_gets_the_callers_environment_and_its_own(tmp_path: Path, monk
     assert len(seen["ADDED"]) == 100_000
     assert seen["AAFLOW_RUN"] == run
     assert seen["AAFLOW_GROUP"] == f"{run}/work"
+    assert set(processes.GROUP_MARKS) <= seen.keys()
 
 
 def test_a_process_without_standard_files_forks_a_keeper_that_has_them(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -99,13 +100,14 @@ def test_the_proxy_of_mpich_writes_no_topology_on_a_machine_of_its_own() -> None
 
 
 def test_open_mpi_exports_the_groups_variables_and_runs_as_root() -> None:
-    launch = compose("openmpi", group([0, 0, 1], {"B": "2", "A": "1"}), ("a", "b"))
+    marked = replace(group([0, 0, 1], {"C": "2", "A": "1"}), inherited=("B", "A"))
+    launch = compose("openmpi", marked, ("a", "b"))
     assert launch.argv == (
         *("mpiexec", "-n", "3", "--host", "a:2,b:1", "--map-by", "slot:OVERSUBSCRIBE", "-x", "A"),
-        *("-x", "B", "--bind-to", "none", "python", "-m", "work"),
+        *("-x", "B", "-x", "C", "--bind-to", "none", "python", "-m", "work"),
     )
     root = {"SLURM_OVERLAP": "1", "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
-    assert launch.environment == {"A": "1", "B": "2", **root}
+    assert launch.environment == {"A": "1", "C": "2", **root}
 
 
 def test_srun_shares_nodes_between_steps_and_leaves_binding_to_the_ranks() -> None:
