@@ -27,11 +27,12 @@ from aaflow_radical.task import environment_path
 
 #: What a batch job writes its id into, in an engine's folder.
 JOB_FILE = "job"
-#: Variables that RADICAL-Pilot's own programs on this machine may need: what every program does, what Python, the
-#: loader and thread pools look at, and by what a login shell knows that modules are loaded.
+#: Variables that RADICAL-Pilot's own programs on this machine may need: those of every program, of Python, the loader
+#: and thread pools, of batch systems and launchers, and those by which a login shell knows that modules are loaded.
 _OWN = re.compile(
     r"BASH_ENV|ENV|HOME|LANG|LOGNAME|PATH|PWD|SHELL|TMPDIR|TZ|USER|VIRTUAL_ENV"
     r"|(AAFLOW_|CONDA|LC_|LD_|OMP_|OPENBLAS_|PSIJ|PYTHON|RADICAL_|RP_|SPT_).*"
+    r"|(HYDRA|I_MPI|MPICH|OMPI|PALS|PBS|PMI|PMIX|PRTE|SLURM)_.*"
     r"|.*(LMFILES|LMOD|MODULE|Module).*"
 )
 

@@ -220,9 +220,9 @@ def test_a_shell_that_has_reset_its_path_finds_this_environment_s_programs(site:
 def test_an_agent_gets_what_it_needs_of_an_environment() -> None:
     needed = {"PATH": "/bin", "OMP_NUM_THREADS": "1", "LD_LIBRARY_PATH": "/lib", "AAFLOW_ENGINE": "run", "TZ": "UTC"}
     modules = {"LOADEDMODULES": "mpi", "__LMOD_REF_COUNT_PATH": "1", "_ModuleTable001_": "x", "_LMFILES_": "y"}
-    functions = {"BASH_FUNC_module%%": "() { :; }"}
-    user = {"HF_TOKEN": "secret", "HOMES": "/home", "SLURM_JOB_NODELIST": "node[1-2]", "MAKEFLAGS": "-j"}
-    assert agent_environment({**needed, **modules, **functions, **user}) == {**needed, **modules, **functions}
+    needed |= {"BASH_FUNC_module%%": "() { :; }", "SLURM_CONF": "/etc/slurm.conf", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
+    user = {"HF_TOKEN": "secret", "HOMES": "/home", "SLURMY": "x", "MAKEFLAGS": "-j"}
+    assert agent_environment({**needed, **modules, **user}) == {**needed, **modules}
 
 
 def test_every_rank_has_its_slot_by_node_core_and_device() -> None:
