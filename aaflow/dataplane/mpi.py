@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib.metadata
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -143,8 +144,9 @@ class MpiCommunicator:
         return pa.ipc.read_schema(pa.py_buffer(text))
 
 
+@functools.cache
 def start_mpi() -> None:
-    """Import MPI, which starts it.
+    """Import MPI, which starts it; at its end this process waits for all others of the job without spinning.
 
     Raises:
         DependencyError: there is no mpi4py, or no library that it can load.
@@ -155,6 +157,7 @@ def start_mpi() -> None:
         from mpi4py import MPI  # noqa: F401
     except (ImportError, RuntimeError) as error:
         raise DependencyError(f"communicator 'mpi' needs mpi4py and an MPI library: {error}") from error
+    atexit.register(_wait_for_all)  # before MPI_Finalize, in which Open MPI's processes use their cores
 
 
 def _table(sections: Sequence[Section], schema: pa.Schema) -> pa.Table:
@@ -208,11 +211,14 @@ def _avoid_its_traps() -> None:
     atexit.register(_leave)
 
 
-def _leave() -> None:
-    """End without ``MPI_Finalize``: what it does is to wait for all ranks, and to remove the names of shared memory."""
+def _wait_for_all() -> None:
     from mpi4py import MPI
 
     wait(MPI.COMM_WORLD.Ibarrier())
+
+
+def _leave() -> None:
+    """End without ``MPI_Finalize``: what it does is to wait for all ranks, and to remove the names of shared memory."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         mapped = {line.split(maxsplit=5)[5].rstrip("\n") for line in maps if " /dev/shm/mpich_" in line}
     for path in mapped:

@@ -20,8 +20,10 @@ from ranks import run_cases
 import aaflow
 from aaflow import Domain
 from aaflow.scheduling.environment import link_aaflow
+from aaflow.scheduling.launch import TaskGroup, compose, find_launcher
 from aaflow.scheduling.site import Environment, Site
 from aaflow.scheduling.sitefile import load_site
+from aaflow.scheduling.slot import Slot
 
 pytestmark = [pytest.mark.serial, pytest.mark.timeout(300)]
 
@@ -112,6 +114,39 @@ def test_open_mpi_writes_the_same_index(shared: Any, with_open_mpi: Path, fuse: 
     result, same = ingest(shared, f"openmpi-{fuse}", there, fuse=fuse)
     assert same == digest
     assert len(result.placement.plan.stages) == (1 if fuse else 4)
+
+
+#: One rank is done at once, the other after a while. Each says what it used from then on, its end included.
+DONE = """
+import os, resource, subprocess, sys, time
+if "RANK_FOLDER" in os.environ:
+    from aaflow.dataplane.communicator import communicator
+    comm = communicator("mpi")
+    comm.barrier()
+    if comm.rank == 1:
+        time.sleep(5)
+    with open(os.path.join(os.environ["RANK_FOLDER"], str(comm.rank)), "w") as file:
+        file.write(f"{os.getppid()} {time.process_time()}")
+else:
+    subprocess.run([sys.executable, __file__], env={**os.environ, "RANK_FOLDER": sys.argv[1]}, check=True)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with open(os.path.join(sys.argv[1], f"all.{os.getpid()}"), "w") as file:
+        file.write(str(used.ru_utime + used.ru_stime))
+"""
+
+
+def test_a_rank_of_open_mpi_that_is_done_before_the_others_sleeps(with_open_mpi: Path, tmp_path: Path) -> None:
+    (program := tmp_path / "done.py").write_text(DONE)
+    argv = (str(with_open_mpi), str(program), str(tmp_path))
+    group = TaskGroup("done", 2, (Slot(0, (0,), None, 1), Slot(0, (1,), None, 1)), argv)
+    launch = compose("openmpi", group, ["localhost"], program=find_launcher("openmpi", str(with_open_mpi)))
+    environment = {**os.environ, **launch.environment, "PYTHONPATH": str(link_aaflow(tmp_path / "imports"))}
+    subprocess.run(launch.argv, env=environment, check=True, timeout=100)
+    end = {}
+    for rank in range(2):
+        process, used = (tmp_path / str(rank)).read_text().split()
+        end[rank] = float((tmp_path / f"all.{process}").read_text()) - float(used)
+    assert end[0] - end[1] < 0.02 * 5
 
 
 def ingest(
