@@ -214,7 +214,8 @@ def _avoid_its_traps() -> None:
 def _wait_for_all() -> None:
     from mpi4py import MPI
 
-    wait(MPI.COMM_WORLD.Ibarrier())
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        wait(MPI.COMM_WORLD.Ibarrier())
 
 
 def _leave() -> None:

@@ -44,11 +44,15 @@ def mpi_variables(name: str) -> dict[str, str]:
     Where a node has RDMA devices and none of them is named, UCX is left alone: its list of devices would shut them out.
     """
     interface = interface_of(name)
-    variables = {"FI_TCP_IFACE": interface, "OMPI_MCA_btl_tcp_if_include": interface}
-    if os.path.isdir(f"{INFINIBAND}/{name}"):
+    devices = [fabric for fabric in (INFINIBAND, SLINGSHOT) if os.path.isdir(f"{fabric}/{name}")]
+    variables: dict[str, str] = {}
+    has_interface = interface != name or not devices
+    if has_interface:
+        variables |= {"FI_TCP_IFACE": interface, "OMPI_MCA_btl_tcp_if_include": interface}
+    if INFINIBAND in devices:
         variables["UCX_NET_DEVICES"] = f"{name}:1"
-    elif not (os.path.isdir(INFINIBAND) and os.listdir(INFINIBAND)):
+    elif has_interface and not (os.path.isdir(INFINIBAND) and os.listdir(INFINIBAND)):
         variables["UCX_NET_DEVICES"] = interface
-    if os.path.isdir(f"{SLINGSHOT}/{name}"):
+    if SLINGSHOT in devices:
         variables["FI_CXI_DEVICE_NAME"] = name
     return variables

@@ -18,12 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from aaflow.launchorder import import_folders
-from aaflow.runtime import records
 from aaflow.runtime.enginejob import end_without_driver, told_to_job
 from aaflow.scheduling.interface import interface_address
 from aaflow.scheduling.site import Site
 from aaflow_radical.resource import configure, search_path
-from aaflow_radical.task import environment_path
+from aaflow_radical.task import write_environment
 
 #: What a batch job writes its id into, in an engine's folder.
 JOB_FILE = "job"
@@ -32,7 +31,7 @@ JOB_FILE = "job"
 _OWN = re.compile(
     r"BASH_ENV|ENV|HOME|LANG|LOGNAME|PATH|PWD|SHELL|TMPDIR|TZ|USER|VIRTUAL_ENV"
     r"|(AAFLOW_|CONDA|LC_|LD_|OMP_|OPENBLAS_|PSIJ|PYTHON|RADICAL_|RP_|SPT_).*"
-    r"|(HYDRA|I_MPI|MPICH|OMPI|PALS|PBS|PMI|PMIX|PRTE|SLURM)_.*"
+    r"|(HYDRA|I_MPI|MPICH|OMPI|OPAL|PALS|PBS|PMI|PMIX|PRTE|SLURM)_.*"
     r"|.*(LMFILES|LMOD|MODULE|Module).*"
 )
 
@@ -54,9 +53,7 @@ def start_engine(site: Site, folder: Path, job: str, marks: Mapping[str, str]) -
     environment = engine_environment(site, folder, marks)
     described = configure(site, folder, environment=told, begin=_begin(site, folder), path=environment["PATH"])
     if site.scheduler == "local":
-        whole = {**os.environ, **marks, "PATH": environment["PATH"]}
-        given = {name: value for name, value in whole.items() if not name.startswith("AAFLOW_")}  # those a task has
-        records.write(environment_path(str(folder.parent)), given)
+        write_environment(marks["TMPDIR"], {**os.environ, **marks, "PATH": environment["PATH"]})
         environment = agent_environment(environment)
     else:
         environment["SBATCH_JOB_NAME"] = job

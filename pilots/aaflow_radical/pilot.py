@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import threading
 import time
@@ -18,7 +17,7 @@ from aaflow.runtime.lease import RunLease
 from aaflow.scheduling.placement import Placement
 from aaflow_radical.engine import start_engine
 from aaflow_radical.job import SessionJob
-from aaflow_radical.task import environment_path, read_result
+from aaflow_radical.task import read_result
 
 if TYPE_CHECKING:  # importing it makes a folder in the user's home
     import radical.pilot as rp
@@ -161,7 +160,7 @@ class RadicalPilot:
         if time.monotonic() - self._running > AGENT_SECONDS:
             raise PilotError(
                 f"RADICAL-Pilot's job has had its nodes for {AGENT_SECONDS:g} s and its agent is not up: do they reach "
-                f"the login node by the site's `interface`?{self._logs}"
+                f"the login node by the site's `interface`, and does `worker_init` come to its end?{self._logs}"
             )
 
     def _check_agent(self) -> None:
@@ -198,8 +197,6 @@ class RadicalPilot:
             ended = False
             self._engine.kill()
             self._engine.wait()
-        with contextlib.suppress(FileNotFoundError):  # it may hold secrets
-            os.unlink(environment_path(self._run_folder))
         if self._job is not None and ended:
             self._job.ended()
         elif self._job is not None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from aaflow.errors import PilotError, SiteError
 from aaflow.scheduling.batch import SUBMIT, pbs_select
+from aaflow.scheduling.interface import interface_of
 from aaflow.scheduling.site import Site
 
 #: The resource in the generated description, as ``RESOURCES.NAME``.
@@ -188,7 +189,7 @@ def resource_description(site: Site, folder: Path) -> dict[str, Any]:
     if site.scheduler == "local":
         described["fake_resources"] = True  # the placement has checked the cores, and sites may oversubscribe them
     else:
-        described["network_interface"] = site.interface
+        described["network_interface"] = interface_of(site.interface)
     return {RESOURCE.partition(".")[2]: described}
 
 

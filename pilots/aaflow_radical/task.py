@@ -10,16 +10,22 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 
 from aaflow import errors
 from aaflow.launchorder import start_stage
-from aaflow.runtime import records
+from aaflow.runtime import processes, records
+
+#: Name of the file with the environment of the driver.
+ENVIRONMENT = "environment.json"
+#: What a task has of its own.
+_MARKS = (processes.ENGINE, *processes.GROUP_MARKS)
 
 
 def main(arguments: list[str]) -> int:
     """Start the group of a stage and wait for its end; 0 when it did its work."""
     run_folder, stage = arguments
-    os.environ.update(records.read(environment_path(run_folder)) or {})
+    take_environment(run_folder)
     try:
         record = {"result": json.loads(start_stage(run_folder, stage, fork=True))}
     except errors.AaflowError as error:
@@ -28,9 +34,22 @@ def main(arguments: list[str]) -> int:
     return 0 if "result" in record else 1
 
 
-def environment_path(run_folder: str) -> str:
-    """Where the environment of the driver lies, if a task runs on its machine."""
-    return os.path.join(run_folder, "radical", "environment.json")
+def write_environment(temporary: str, environment: Mapping[str, str]) -> None:
+    """Put by, in the engine's folder for temporary files, what tasks on this machine take for their own.
+
+    It may hold secrets: that folder goes with the engine, however that ends.
+    """
+    own = {name: value for name, value in environment.items() if name and name not in _MARKS}
+    records.write(os.path.join(temporary, ENVIRONMENT), own)
+
+
+def take_environment(run_folder: str) -> None:
+    """Have the driver's environment, and nothing else but marks, where the driver put it by on this machine."""
+    engine = records.read(records.engine_path(run_folder)) or {"temporary": ""}
+    if given := records.read(os.path.join(engine["temporary"], ENVIRONMENT)):
+        for name in os.environ.keys() - given.keys() - set(_MARKS):
+            del os.environ[name]
+        os.environ.update(given)
 
 
 def result_path(run_folder: str, stage: str) -> str:

@@ -78,11 +78,13 @@ def test_cancelling_a_detached_run_ends_its_job_and_keeps_what_it_did(
     ingestion.options = ("--ranks", "4", "--until-done", *DETACHED[2:])
     run = start(ingestion, **held(tmp_path / "held", batches=3))
     wait_until_held(tmp_path / "held", 4)
+    wait_for(ingestion.staged)
     assert len(jobs(cluster).splitlines()) == 2, "the one at work and the one that would go on with it"
     [first, second] = json.loads(ingestion.ask("status", run, "--json").out)["runs"]
     assert (first["state"], second["state"]) == ("running", "waiting")
     assert first["units"]["committed"] > 0
     ranks = {process for process in ingestion.alive() if "aaflow.runtime.stage" in command_line(process)}
+    assert len(ranks) >= 4
     # Not that of the engine, which is a folder of one node.
     assert ranks <= set(processes.find_marked("TMPDIR", str(ingestion.temporary)))
 
@@ -124,6 +126,7 @@ def test_a_detached_run_whose_job_is_cut_says_why_and_counts(
         ingestion.options = ("--ranks", "4", "--detach", "--json")
         run = start(ingestion, **held(tmp_path / "held", batches=3))
         wait_until_held(tmp_path / "held", 4)
+        wait_for(ingestion.staged)  # a batch that was let through has yet to be written
         if lost:
             cluster.lose("node2")
         else:

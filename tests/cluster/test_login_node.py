@@ -162,6 +162,7 @@ def test_a_run_cut_short_says_why_and_the_index_is_whole(
         command = ingestion.launch(FAULTS_HOLD=str(held), FAULTS_BATCHES="3")
         wait_for(lambda: len(list(held.iterdir())) == 4 or command.poll() is not None, 90)
         assert command.poll() is None, command.communicate()
+        wait_for(ingestion.staged)
         disturb(ingestion, cluster)
         out, err = command.communicate(timeout=180)
         print(err)

@@ -99,6 +99,7 @@ def test_a_job_of_radical_pilot_that_is_cut_says_why_and_counts(
         command = ingestion.launch()
         wait_for(lambda: len(list(held.iterdir())) == 4 or command.poll() is not None, 150)
         assert command.poll() is None, command.communicate()
+        wait_for(ingestion.staged)
         disturb(cluster)
         out, err = command.communicate(timeout=240)
         assert (command.returncode, out) == (1, "")

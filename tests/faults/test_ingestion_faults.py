@@ -106,6 +106,8 @@ def test_a_second_run_is_refused_until_the_driver_of_the_first_is_killed(
         request.getfixturevalue("radical_turn")
     halted = halt(pilot)
     ingestion = halted.ingestion
+    rank = halted.parts["rank 0"].pid
+    assert not any(processes.has_variable(rank, name) for name in ("RADICAL_BASE", "RP_TASK_ID")), "not the command's"
     second = ingestion.start([*INGEST, str(ingestion.docs), "--index", str(ingestion.index), *INGEST_OPTIONS])
     out, err = second.communicate(timeout=60)
     assert (second.returncode, out) == (3, "")

@@ -42,6 +42,11 @@ def test_a_device_of_a_fabric_is_used_itself_and_by_its_interface(
     assert mpi_variables(device) == {"FI_TCP_IFACE": "lo", "OMPI_MCA_btl_tcp_if_include": "lo", **told}
 
 
+def test_a_device_without_an_interface_is_used_by_mpi_alone(devices: Path) -> None:
+    (devices / "infiniband" / "mlx5_0").mkdir(parents=True)
+    assert mpi_variables("mlx5_0") == {"UCX_NET_DEVICES": "mlx5_0:1"}
+
+
 def test_where_rdma_devices_are_and_none_is_named_ucx_keeps_them_all(devices: Path) -> None:
     (devices / "infiniband" / "mlx5_0").mkdir(parents=True)
     assert "UCX_NET_DEVICES" not in mpi_variables("lo")
