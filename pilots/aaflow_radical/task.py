@@ -45,8 +45,8 @@ def write_environment(temporary: str, environment: Mapping[str, str]) -> None:
 
 def take_environment(run_folder: str) -> None:
     """Have the driver's environment, and nothing else but marks, where the driver put it by on this machine."""
-    engine = records.read(records.engine_path(run_folder)) or {"temporary": ""}
-    if given := records.read(os.path.join(engine["temporary"], ENVIRONMENT)):
+    engine = records.read(records.engine_path(run_folder))
+    if engine is not None and (given := records.read(os.path.join(engine["temporary"], ENVIRONMENT))):
         for name in os.environ.keys() - given.keys() - set(_MARKS):
             del os.environ[name]
         os.environ.update(given)
