@@ -12,6 +12,7 @@ from pathlib import Path
 from site import getuserbase
 from types import SimpleNamespace
 from typing import Any, cast
+from unittest import mock
 
 import pytest
 import radical.pilot as rp
@@ -26,7 +27,7 @@ from aaflow.scheduling.slot import Accelerators, Slot
 from aaflow_radical.engine import agent_environment
 from aaflow_radical.pilot import RadicalPilot
 from aaflow_radical.resource import RESOURCE, configure, pilot_description, resource_description, setup_script
-from aaflow_radical.task import read_result, result_path
+from aaflow_radical.task import read_result, result_path, take_environment, write_environment
 from aaflow_radical.tasks import slots_of, task_description
 
 GPUS = AcceleratorKind("cuda", ("4", "5"), "CUDA_VISIBLE_DEVICES")
@@ -223,6 +224,19 @@ def test_an_agent_gets_what_it_needs_of_an_environment() -> None:
     needed |= {"BASH_FUNC_module%%": "() { :; }", "SLURM_CONF": "/etc/slurm.conf", "OMPI_ALLOW_RUN_AS_ROOT": "1"}
     user = {"HF_TOKEN": "secret", "HOMES": "/home", "SLURMY": "x", "MAKEFLAGS": "-j"}
     assert agent_environment({**needed, **modules, **user}) == {**needed, **modules}
+
+
+def test_a_task_has_the_driver_s_environment_and_marks_of_its_own(tmp_path: Path) -> None:
+    driver = {"SPOKEN": "it's $HOME", "LINES": "a\nb", "BYTES": "\udc80", "AAFLOW_SITES": "/sites"}
+    write_environment(str(tmp_path / "temporary"), {**driver, "": "nameless", "AAFLOW_RUN": "another"})
+    assert [file.stat().st_mode & 0o777 for file in (tmp_path / "temporary").iterdir()] == [0o600]
+    with mock.patch.dict(os.environ, {"RP_TASK_ID": "1", "SPOKEN": "it's /root", "AAFLOW_RUN": "this"}):
+        before = dict(os.environ)
+        take_environment(str(tmp_path))  # no engine of aaflow's own
+        assert dict(os.environ) == before
+        records.write(records.engine_path(str(tmp_path)), {"temporary": str(tmp_path / "temporary")})
+        take_environment(str(tmp_path))
+        assert dict(os.environ) == {**driver, "AAFLOW_RUN": "this"}
 
 
 def test_every_rank_has_its_slot_by_node_core_and_device() -> None:
