@@ -181,8 +181,9 @@ class BareRadical:
 
     Slots are of nodes that it names when its agent is up. Callbacks say so, and when a task has ended, which is sooner
     than its ``wait`` and ``wait_tasks``. The resource is aaflow's: RADICAL-Pilot's own does not find an ``mpiexec`` of
-    pip. The clock counts the import, as it counts that of the process in which aaflow's pilot has its session; so
-    another process describes the resource.
+    pip. The environment is all of this program's, as in a program of a person's; aaflow gives its agent a part. The
+    clock counts the import, as it counts that of the process in which aaflow's pilot has its session; so another
+    process describes the resource.
     """
 
     def __init__(self, folder: Path, rank: Path) -> None:
